@@ -1,0 +1,311 @@
+"""Model bundles: a folder with a manifest, two ONNX graphs and a card. No pickle and no code.
+
+    manifest.json    what the model is; sizes and hashes of the other files
+    features.onnx    crops uint8 [B, H, W, 3] RGB -> features float32 [B, D]
+    temporal.onnx    features [B, D], state [B, S] -> logits [B, K], state_out [B, S]
+    card.md          for people: what it was trained on, how well it does, what it must not be used for
+
+A bundle is checked whole before anything of it is used: every file, its size and its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mbr_live.types import RATE_FPS, MbrError
+
+FORMAT: Literal[1] = 1
+CROP_PX = 160
+"""Side of the square crop that the feature network takes."""
+
+MANIFEST = "manifest.json"
+FEATURES = "features.onnx"
+TEMPORAL = "temporal.onnx"
+CARD = "card.md"
+CONTENTS = (FEATURES, TEMPORAL, CARD)
+
+_LOG_COLUMNS = ("frame", "source_frame", "time_ns", "status", "x_px", "y_px")
+
+Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]
+Seconds = Annotated[float, Field(ge=0.0, le=3600.0)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Behaviour(_Record):
+    """One output of the model and how a bout of it is decided. Times in seconds."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+    enter: Threshold
+    exit: Threshold
+    min_bout_s: Seconds
+    bridge_s: Seconds
+
+    @model_validator(mode="after")
+    def _exit_not_above_enter(self) -> Self:
+        if self.exit > self.enter:
+            raise ValueError(f"the exit threshold {self.exit} is above the enter threshold {self.enter}")
+        return self
+
+
+class FileRecord(_Record):
+    """Size and SHA-256 of one file of a bundle."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    bytes: Annotated[int, Field(ge=0)]
+
+
+class Score(_Record):
+    """How well one behaviour was found in one recording that the model was not trained on."""
+
+    recording: str
+    behaviour: str
+    frames: Count
+    prevalence: Share
+    pr_auc: Share | None  # average precision; null where the behaviour does not occur
+    f1: Share | None  # at the enter threshold
+
+
+class TrainingCard(_Record):
+    """What the model was trained on, in words and numbers."""
+
+    summary: str
+    date: str
+    seed: int
+    recordings: tuple[str, ...]
+    frames: Count
+    steps: dict[str, int]
+    versions: dict[str, str]
+    scores: tuple[Score, ...]
+
+
+class Manifest(_Record):
+    """What a bundle says of itself. Frames are of the 10 fps grid."""
+
+    format: Literal[1]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+    behaviours: Annotated[tuple[Behaviour, ...], Field(min_length=1, max_length=64)]
+    crop_px: Count
+    rate_fps: Count
+    feature_dim: Count
+    state_size: Count
+    receptive_field_frames: Count
+    warmup_frames: Annotated[int, Field(ge=0)]
+    max_gap_s: Seconds
+    files: dict[str, FileRecord]
+    training: TrainingCard
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> Self:
+        columns = [*_LOG_COLUMNS, *self.behaviour_names, *(f"p_{name}" for name in self.behaviour_names)]
+        twice = sorted({column for column in columns if columns.count(column) > 1})
+        if twice:
+            raise ValueError(f"behaviour names clash with each other or with a column of the label log: {twice}")
+        return self
+
+    @property
+    def behaviour_names(self) -> tuple[str, ...]:
+        return tuple(behaviour.name for behaviour in self.behaviours)
+
+    @property
+    def max_gap_frames(self) -> int:
+        """A gap of at most this many frames is bridged by holding the last features."""
+        return self.frames(self.max_gap_s)
+
+    @property
+    def min_bout_frames(self) -> tuple[int, ...]:
+        return tuple(self.frames(behaviour.min_bout_s) for behaviour in self.behaviours)
+
+    @property
+    def bridge_frames(self) -> tuple[int, ...]:
+        return tuple(self.frames(behaviour.bridge_s) for behaviour in self.behaviours)
+
+    def frames(self, seconds: float) -> int:
+        """Nearest number of frames to a time."""
+        return round(seconds * self.rate_fps)
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle whose files have been verified. `sha256` is of manifest.json and so pins every file."""
+
+    path: Path
+    manifest: Manifest
+    sha256: str
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file, verified again: what is used is what was hashed.
+
+        Raises MbrError where the file has changed since the bundle was loaded.
+        """
+        return _read_verified(self.path, name, self.manifest.files[name])
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Check the bundle in folder `path` whole; raises MbrError with what is wrong and what to do."""
+    if not path.is_dir():
+        what = "is a file" if path.exists() else "does not exist"
+        raise MbrError(f"Bundle {path} {what}. Expected a folder with {MANIFEST}: check the path.")
+    text = _read_manifest(path)
+    manifest = _parse_manifest(path, text)
+    _check_supported(path, manifest)
+    _check_listing(path, manifest)
+    for name, record in manifest.files.items():
+        _read_verified(path, name, record)
+    return Bundle(path, manifest, hashlib.sha256(text).hexdigest())
+
+
+def write_bundle(path: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
+    """Write a bundle to folder `path` and load it back.
+
+    `contents` holds features.onnx, temporal.onnx and card.md; `manifest.files` is replaced by their records.
+    The folder is written beside and renamed, so that nobody sees half a bundle. A bundle that is there is
+    replaced; anything else there is left alone and raises MbrError.
+    """
+    if sorted(contents) != sorted(CONTENTS):
+        raise MbrError(f"Bundle {path}: contents are {sorted(contents)}, expected {sorted(CONTENTS)}.")
+    path = path.resolve()
+    check_replaceable(path)
+    records = {name: _record(contents[name]) for name in CONTENTS}
+    text = manifest.model_copy(update={"files": records}).model_dump_json(indent=2) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
+        fresh = Path(beside, "new")
+        fresh.mkdir()
+        for name, content in {**contents, MANIFEST: text.encode()}.items():
+            _write_synced(fresh / name, content)
+        load_bundle(fresh)
+        if path.exists():
+            path.rename(Path(beside, "old"))
+        fresh.rename(path)
+    return load_bundle(path)
+
+
+def _read_manifest(path: Path) -> bytes:
+    file = path / MANIFEST
+    if not file.is_file():
+        raise MbrError(f"{path} is not a bundle: it has no {MANIFEST}. Give the folder that contains one.")
+    return file.read_bytes()
+
+
+def _parse_manifest(path: Path, text: bytes) -> Manifest:
+    subject = f"{path / MANIFEST}"
+    try:
+        document: Any = json.loads(text)
+    except ValueError as error:
+        raise MbrError(f"{subject} is not JSON ({error}). It is damaged: copy the bundle again.") from error
+    if not isinstance(document, dict) or "format" not in document:
+        raise MbrError(f"{subject} is no bundle manifest (no 'format'). It is of another program.")
+    if document["format"] != FORMAT:
+        raise MbrError(
+            f"{subject} has format {document['format']!r}; this program reads format {FORMAT}. "
+            "Use the program version that the bundle was made for, or train it anew."
+        )
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        raise MbrError(f"{subject} is not valid: {_first_lines(error)}. Copy the bundle again.") from error
+
+
+def _first_lines(error: ValidationError) -> str:
+    found = error.errors(include_url=False, include_context=False)
+    said = [f"{'.'.join(map(str, item['loc'])) or 'manifest'}: {item['msg']}" for item in found[:3]]
+    return "; ".join(said) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _check_supported(path: Path, manifest: Manifest) -> None:
+    for what, found, expected in (
+        ("frames per second", manifest.rate_fps, RATE_FPS),
+        ("crop side in pixels", manifest.crop_px, CROP_PX),
+    ):
+        if found != expected:
+            raise MbrError(f"Bundle {path}: {what} {found}, this program needs {expected}. Train it anew.")
+
+
+def _check_listing(path: Path, manifest: Manifest) -> None:
+    """The manifest names exactly the files of a bundle, and the folder holds exactly those."""
+    for name in manifest.files:
+        if Path(name).name != name or "\\" in name or name == "..":
+            raise MbrError(f"Bundle {path}: the manifest names {name!r}, outside the folder. Do not use it.")
+    if set(manifest.files) != set(CONTENTS):
+        raise MbrError(f"Bundle {path}: the manifest lists {sorted(manifest.files)}, expected {sorted(CONTENTS)}.")
+    present = {entry.name for entry in path.iterdir()}
+    missing = sorted(set(CONTENTS) - present)
+    if missing:
+        raise MbrError(f"Bundle {path} lacks {', '.join(missing)}. Copy the bundle again.")
+    extra = sorted(present - set(CONTENTS) - {MANIFEST})
+    if extra:
+        raise MbrError(f"Bundle {path} holds {', '.join(extra)}, not part of it. Move it out of the folder.")
+
+
+def _read_verified(path: Path, name: str, record: FileRecord) -> bytes:
+    file = path / name
+    if file.is_symlink() or not file.is_file():
+        raise MbrError(f"Bundle {path}: {name} is not a plain file. Copy the bundle again, with its files.")
+    size = file.stat().st_size
+    if size != record.bytes:
+        raise MbrError(
+            f"Bundle {path}: {name} has {size} bytes, the manifest says {record.bytes}. "
+            "It is truncated or of another bundle: copy the bundle again."
+        )
+    content = file.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != record.sha256:
+        raise MbrError(
+            f"Bundle {path}: {name} has SHA-256 {digest[:12]}…, the manifest says {record.sha256[:12]}…. "
+            "It was changed after training: copy the bundle again from where you trust it."
+        )
+    return content
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises MbrError where `path` holds something that a new bundle must not replace."""
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise MbrError(f"Cannot write a bundle to {path}: it is a file. Choose another.")
+    names = {entry.name for entry in path.iterdir()}
+    if names and (MANIFEST not in names or names - {MANIFEST, *CONTENTS}):
+        raise MbrError(f"Cannot write a bundle to {path}: the folder holds other things. Choose another.")
+
+
+def _record(content: bytes) -> FileRecord:
+    return FileRecord(sha256=hashlib.sha256(content).hexdigest(), bytes=len(content))
+
+
+def _write_synced(file: Path, content: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+__all__ = [
+    "CARD",
+    "CROP_PX",
+    "FEATURES",
+    "FORMAT",
+    "TEMPORAL",
+    "Behaviour",
+    "Bundle",
+    "FileRecord",
+    "Manifest",
+    "Score",
+    "TrainingCard",
+    "check_replaceable",
+    "load_bundle",
+    "write_bundle",
+]

@@ -1,0 +1,184 @@
+"""The command line: every program of mbr-live, and nothing that a program does itself."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from mbr_live import __version__
+from mbr_live.config import DEMO_BUNDLE, Config, Loss, load_config
+from mbr_live.processes import EXIT_USER_ERROR
+from mbr_live.types import MbrError
+
+# The programs import what they need when they are called: `mbr-live --help` must not wait for an inference engine.
+app = typer.Typer(
+    help="Behaviour labels for a mouse, live from a camera and the same from a file.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
+BundleOption = Annotated[Path, typer.Option("--bundle", help="Model bundle.")]
+Videos = Annotated[list[Path], typer.Argument(help="Video files.")]
+ConfigFile = Annotated[Path, typer.Argument(help="Configuration file (TOML).")]
+WindowPx = Annotated[int | None, typer.Option("--window-px", min=16, help="Side of the crop window; else found.")]
+Plain = Annotated[bool, typer.Option("--plain", help="Lines of text instead of a dashboard.")]
+Seconds = Annotated[float | None, typer.Option("--seconds", min=0.1, help="Stop after this time.")]
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend is one paragraph and exit code 2."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        app()
+    except MbrError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(f"mbr-live: {error}")
+        raise SystemExit(EXIT_USER_ERROR) from error
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"mbr-live {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(config: ConfigFile, seconds: Seconds = None, plain: Plain = False) -> None:
+    """Run all processes of one configuration, with a dashboard."""
+    _run_system(load_config(config), seconds, plain)
+
+
+@app.command()
+def capture(
+    config: ConfigFile, camera: Annotated[str, typer.Argument(help="Name of the camera in the configuration.")]
+) -> None:
+    """The capture process of one camera: frames at 10 fps to inference."""
+    from mbr_live import capture as program
+
+    loaded = load_config(config)
+    program.capture(loaded, loaded.camera_named(camera))
+
+
+@app.command()
+def infer(config: ConfigFile) -> None:
+    """The inference process of all cameras: labels to the logs and to whoever watches."""
+    from mbr_live import infer as program
+
+    program.infer(load_config(config))
+
+
+@app.command()
+def watch(
+    endpoint: Annotated[str, typer.Option(help="Status address of the system.")] = "tcp://127.0.0.1:5602",
+    minutes: Annotated[float, typer.Option(min=0.2, max=60, help="Length of the ethogram.")] = 3.0,
+    plain: Plain = False,
+    seconds: Seconds = None,
+) -> None:
+    """The dashboard of a running system."""
+    from mbr_live import watch as program
+
+    program.watch(endpoint, minutes=minutes, plain=plain, seconds=seconds)
+
+
+@app.command()
+def replay(
+    videos: Videos,
+    out: Out,
+    bundle: BundleOption = DEMO_BUNDLE,
+    speed: Annotated[float, typer.Option(help="Times real time.")] = 1.0,
+    drop: Annotated[float, typer.Option(min=0.0, max=0.99, help="Fraction of the frames to lose on the way.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Which frames are lost.")] = 0,
+    window_px: WindowPx = None,
+    plain: Plain = False,
+) -> None:
+    """Play video files as live cameras through the real processes."""
+    from mbr_live.run import replay_config
+
+    loss = Loss(fraction=drop, seed=seed) if drop else None
+    _run_system(replay_config(videos, out, bundle, speed=speed, loss=loss, window_px=window_px), None, plain)
+
+
+def _run_system(config: Config, seconds: float | None, plain: bool) -> None:
+    from mbr_live.run import run as run_system
+    from mbr_live.watch import watch as show
+
+    run_system(config, seconds=seconds, show=lambda over: show(config.wire.status, plain=plain, stop=over))
+    print(f"labels, bouts and manifests: {config.out}")
+
+
+@app.command()
+def batch(
+    videos: Annotated[list[Path], typer.Argument(help="Video files, or the .frames.csv of recorded live sessions.")],
+    out: Out,
+    bundle: BundleOption = DEMO_BUNDLE,
+    join: Annotated[str | None, typer.Option(help="Treat the files as one recording of this name.")] = None,
+    drops: Annotated[Path | None, typer.Option(help="Lose the frames that this live run (.run.json) lost.")] = None,
+    window_px: WindowPx = None,
+) -> None:
+    """Label recorded files."""
+    from mbr_live.batch_program import batch_program
+
+    raise SystemExit(batch_program(videos, out, bundle, join=join, drops=drops, window_px=window_px))
+
+
+@app.command()
+def locate(
+    source: Annotated[Path, typer.Argument(help="A video, or a folder of pictures with --stills.")],
+    out: Annotated[Path, typer.Option("--out", help="CSV file of positions.")],
+    stills: Annotated[bool, typer.Option("--stills", help="The source is a folder of unrelated pictures.")] = False,
+) -> None:
+    """Find the animal in a recording, or in single pictures."""
+    from mbr_live.locate_program import locate_program
+
+    locate_program(source, out, stills=stills)
+
+
+@app.command()
+def simulate(
+    out: Out,
+    condition: Annotated[str, typer.Option(help="box, clutter or dark.")] = "box",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    minutes: Annotated[float, typer.Option(min=0.01, help="Length of the recording.")] = 5.0,
+) -> None:
+    """Write a recording of the simulated camera, with the truth beside it."""
+    from mbr_live.simulate_program import simulate_program
+
+    simulate_program(condition, seed, minutes, out)
+
+
+@app.command()
+def train(
+    dataset: Annotated[Path, typer.Argument(help="Dataset file (TOML).")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the bundle.")],
+) -> None:
+    """Train a model bundle (needs the extra `train`)."""
+    try:
+        from mbr_live.train import train_program
+    except ModuleNotFoundError as error:
+        raise MbrError(f"train: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
+    train_program(dataset, out)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the results; emptied first.")] = Path("demo-run"),
+    seconds: Annotated[float, typer.Option(min=10, help="Length of the live part.")] = 30.0,
+    plain: Plain = False,
+) -> None:
+    """Simulated cameras live for 30 s, then the same offline, compared byte by byte."""
+    from mbr_live.demo import demo as program
+
+    raise SystemExit(program(out, seconds=seconds, plain=plain))

@@ -1,0 +1,162 @@
+"""The configuration file of a live system: TOML, checked whole before anything starts."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mbr_live.types import MbrError
+
+DEMO_BUNDLE = Path(__file__).resolve().parent.parent / "engines" / "demo"
+
+
+def _local(endpoint: str) -> str:
+    parts = urlsplit(endpoint)
+    if parts.scheme == "ipc" and len(endpoint) > len("ipc://"):
+        return endpoint
+    try:
+        port = parts.port
+    except ValueError:
+        port = None
+    if parts.scheme != "tcp" or not port:
+        raise ValueError("expected tcp://127.0.0.1:PORT or ipc://PATH")
+    if parts.hostname not in ("127.0.0.1", "localhost"):
+        raise ValueError(
+            f"{parts.hostname} is not this machine, and frames on a network need keys, which this version does not "
+            "have. Use 127.0.0.1, and an SSH tunnel between machines"
+        )
+    return endpoint
+
+
+Endpoint = Annotated[str, AfterValidator(_local)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Simulated(_Section):
+    """The simulated camera."""
+
+    kind: Literal["simulated"]
+    condition: Literal["box", "clutter", "dark"] = "box"
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class VideoSource(_Section):
+    """A video file, played like a live camera."""
+
+    kind: Literal["file"]
+    path: Path
+    speed: Annotated[float, Field(gt=0, le=1000)] = 1.0
+
+
+class OpenCvCamera(_Section):
+    """A camera that OpenCV opens: a device number, or a path or URL."""
+
+    kind: Literal["opencv"]
+    device: int | str
+    backend: Literal["v4l2", "ffmpeg", "dshow", "msmf", "avfoundation"]
+    width_px: Annotated[int, Field(gt=0)] | None = None
+    height_px: Annotated[int, Field(gt=0)] | None = None
+    fps: Annotated[float, Field(gt=0)] | None = None
+
+
+class Loss(_Section):
+    """Lose random frames on the way to inference, to see what a loss does to the labels."""
+
+    fraction: Annotated[float, Field(ge=0, lt=1)]
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Camera(_Section):
+    """One camera: where its frames come from, and what belongs to it."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+    source: Annotated[Simulated | VideoSource | OpenCvCamera, Field(discriminator="kind")]
+    record: bool = False  # keep the 10 fps frames, lossless
+    window_px: Annotated[int, Field(ge=16, le=4096)] | None = None  # side of the crop window; None: found by itself
+    loss: Loss | None = None
+
+
+class Wire(_Section):
+    """Addresses of the sockets, on this machine."""
+
+    frames: Endpoint = "tcp://127.0.0.1:5601"
+    status: Endpoint = "tcp://127.0.0.1:5602"
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if self.frames == self.status:
+            raise ValueError(f"frames and status have the same address {self.frames}")
+        return self
+
+
+class Config(_Section):
+    """A live system."""
+
+    out: Path  # folder of the logs
+    bundle: Path = DEMO_BUNDLE
+    wire: Wire = Wire()
+    camera: Annotated[tuple[Camera, ...], Field(min_length=1, max_length=256)]
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [camera.name for camera in self.camera]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"more than one camera is named {', '.join(twice)}")
+        return self
+
+    def camera_named(self, name: str) -> Camera:
+        """The camera `name`; MbrError when there is none."""
+        for camera in self.camera:
+            if camera.name == name:
+                return camera
+        known = ", ".join(camera.name for camera in self.camera)
+        raise MbrError(f"camera {name}: the configuration has no such camera, only {known}. Check the name.")
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a configuration (TOML, or JSON as a running system keeps it); MbrError says what is wrong.
+
+    Relative paths in it are relative to its folder.
+    """
+    try:
+        text = path.read_text()
+        document = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except OSError as error:
+        raise MbrError(f"{path}: the configuration cannot be read ({error.strerror}). Check the name.") from error
+    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MbrError(f"{path}: the configuration is not {path.suffix[1:].upper()} ({error}). Mend it.") from error
+    try:
+        config = Config.model_validate(document)
+    except ValidationError as error:
+        raise MbrError(_explained(path, error)) from error
+    return _anchored(config, path.parent)
+
+
+def _anchored(config: Config, folder: Path) -> Config:
+    cameras = tuple(
+        camera.model_copy(update={"source": camera.source.model_copy(update={"path": folder / camera.source.path})})
+        if isinstance(camera.source, VideoSource)
+        else camera
+        for camera in config.camera
+    )
+    return config.model_copy(update={"out": folder / config.out, "bundle": folder / config.bundle, "camera": cameras})
+
+
+def _explained(path: Path, error: ValidationError) -> str:
+    """File, key, value and what is allowed, for every mistake at once."""
+    lines = []
+    for mistake in error.errors(include_url=False):
+        key = ".".join(str(part) for part in mistake["loc"]) or "the file as a whole"
+        what = "is not a key that this program knows" if mistake["type"] == "extra_forbidden" else mistake["msg"]
+        found = "" if mistake["type"] in ("missing", "extra_forbidden") else f" (found {mistake['input']!r:.80})"
+        lines.append(f"{key}: {what}{found}")
+    return f"{path}: {'; '.join(lines)}. Mend the configuration; docs/configuration.md lists every key."

@@ -1,0 +1,73 @@
+"""`mbr-live locate`: positions of the animal in a recording or in single pictures, without a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from rich.progress import track
+
+from mbr_live.locate import initial_state, locate
+from mbr_live.sinks import PART_SUFFIX
+from mbr_live.sources import open_video, sampled
+from mbr_live.types import Image, MbrError, Sighting
+
+HEADER = "frame,source_frame,time_s,x_px,y_px,confidence,found"
+STILLS_HEADER = f"{HEADER},file"
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+
+def locate_program(source: Path, out: Path, *, stills: bool) -> None:
+    """Write `out`, one row per 10 fps frame or per picture; nothing is left when the source cannot be read."""
+    rows = _still_rows(source) if stills else _video_rows(source)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + PART_SUFFIX)
+    try:
+        with part.open("w") as file:
+            file.write((STILLS_HEADER if stills else HEADER) + "\n")
+            found = total = 0
+            for row, was_found in rows:
+                file.write(row + "\n")
+                total, found = total + 1, found + was_found
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)
+    print(f"{source}: animal found in {found} of {total} frames ({found / max(total, 1):.1%}); positions: {out}")
+
+
+def _video_rows(path: Path) -> Iterator[tuple[str, bool]]:
+    if path.is_dir():
+        raise MbrError(f"{path}: this is a folder. For a folder of unrelated pictures give --stills.")
+    video, state, last_s = open_video(path), initial_state(), 0.0
+    duration_s = video.declared_s
+    for frame in track(sampled(video, video.name), path.name, total=int(duration_s * 10) if duration_s else None):
+        sighting, state = locate(frame.pixels, state)
+        last_s = frame.time_ns / 1e9
+        yield _row(frame.index, frame.source_frame, last_s, sighting), sighting.found
+
+
+def _still_rows(folder: Path) -> Iterator[tuple[str, bool]]:
+    if not folder.is_dir():
+        raise MbrError(f"{folder}: expected a folder of pictures with --stills. For a video leave --stills out.")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
+    if not files:
+        raise MbrError(f"{folder}: found no picture ({', '.join(PICTURES)}). Check the folder.")
+    for number, file in enumerate(track(files, folder.name)):
+        sighting, _ = locate(_picture(file), initial_state())
+        yield f"{_row(number, number, math.nan, sighting)},{file.name}", sighting.found
+
+
+def _picture(file: Path) -> Image:
+    picture = cv2.imread(str(file), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise MbrError(f"{file}: this is not a picture that can be read. Take it out of the folder or mend it.")
+    return np.ascontiguousarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+
+
+def _row(index: int, source_frame: int, time_s: float, sighting: Sighting) -> str:
+    time_text = "" if math.isnan(time_s) else f"{time_s:.6f}"
+    position = f"{sighting.x_px:.2f},{sighting.y_px:.2f}" if sighting.found else ","
+    return f"{index},{source_frame},{time_text},{position},{sighting.confidence:.3f},{int(sighting.found)}"

@@ -1,0 +1,192 @@
+"""The one place where the stages meet: locate > crop > features > temporal > decide.
+
+`Pipeline.step` has no clock, no queue, no thread and no randomness. Live and offline call the same function, so the
+same pixels give the same bytes. All that a camera remembers is one LaneState.
+
+The rule for what is not known. A tick without features (no frame, no animal, a dark or frozen picture) is labelled
+unknown. For up to `max_gap_s` the temporal network goes on with the last features, so that its memory stays aligned
+in time; a longer stretch resets the lane, which then warms up as at the start.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mbr_live import locate
+from mbr_live.bundle import Manifest
+from mbr_live.decide import Rule, RuleState, decide, fresh_rule_states
+from mbr_live.engine import Engine
+from mbr_live.types import NOT_FOUND, TICK_NS, UNKNOWN, Decision, Frame, Image, Sighting, Status
+
+FROZEN_FRAMES = 50  # no camera delivers the same noise for five seconds
+_DARK_LEVEL = 20  # of 255; the noise of a covered lens stays below
+_LIT_SHARE = 0.001  # a picture with fewer pixels above that level shows nothing
+_LOOK_EVERY_ROWS = 8  # health looks at every eighth row: 0.1 ms instead of 1 ms at 640 x 480
+
+
+@dataclass(frozen=True, slots=True)
+class LaneState:
+    """All that one camera remembers between two frames."""
+
+    last_index: int  # -1 before the first frame
+    locate: locate.LocateState
+    temporal: NDArray[np.float32]  # [S]
+    features: NDArray[np.float32] | None  # [D] of the last frame that had some; None after a reset
+    rules: tuple[RuleState, ...]  # [K]
+    steps: int  # steps of the temporal network since the reset; counts up to the warm-up only
+    unknown_frames: int  # length of the unknown stretch that ends at this moment
+    picture_crc: int
+    same_pictures: int  # how often that picture came in a row
+
+
+class Pipeline:
+    """A bundle at work. Holds no state of any camera: that is in the LaneStates."""
+
+    def __init__(self, manifest: Manifest, engine: Engine, window_px: Mapping[str, int] | None = None) -> None:
+        """`window_px` fixes the crop window of a camera, by name; the others find theirs from their first frames."""
+        self.manifest = manifest
+        self._engine = engine
+        self._window_px = dict(window_px or {})
+        self._rules = tuple(
+            Rule(b.enter, b.exit, min_bout, bridge)
+            for b, min_bout, bridge in zip(
+                manifest.behaviours, manifest.min_bout_frames, manifest.bridge_frames, strict=True
+            )
+        )
+        self._unknown = (UNKNOWN,) * len(self._rules)
+
+    def start(self, last_index: int = -1) -> LaneState:
+        """The state of a lane before its first frame, or after a restart that follows tick `last_index`."""
+        temporal = np.zeros(self.manifest.state_size, np.float32)
+        fresh = fresh_rule_states(self._rules)
+        return LaneState(last_index, locate.initial_state(), temporal, None, fresh, 0, 0, 0, 0)
+
+    def step(
+        self, frames: Sequence[Frame], states: Mapping[str, LaneState]
+    ) -> tuple[list[Decision], dict[str, LaneState]]:
+        """Take at most one frame per lane; return their decisions, gaps first, and the next state of every lane.
+
+        A frame must lie after the last one of its lane; ticks between the two become one gap decision.
+        """
+        decisions: list[Decision] = []
+        after = dict(states)
+        crops: dict[str, Image] = {}
+        seen: dict[str, tuple[Sighting, Status]] = {}
+        for frame in frames:
+            gap, state = self.gap(frame.camera, frame.index, frame.origin_ns, after[frame.camera])
+            decisions += gap
+            sighting, status, crop, state = self._look(frame, state)
+            seen[frame.camera], after[frame.camera] = (sighting, status), state
+            if crop is not None:
+                crops[frame.camera] = crop
+        probabilities = self._classify(crops, after)
+        for frame in frames:
+            decision, after[frame.camera] = self._decide(
+                frame, *seen[frame.camera], probabilities.get(frame.camera), after[frame.camera]
+            )
+            decisions.append(decision)
+        return decisions, after
+
+    def gap(self, camera: str, until: int, origin_ns: int, state: LaneState) -> tuple[list[Decision], LaneState]:
+        """Account for the ticks between the lane's last one and `until`, which is not included."""
+        first, ticks = state.last_index + 1, until - state.last_index - 1
+        if ticks < 0:
+            raise ValueError(f"{camera}: tick {until} does not lie after tick {state.last_index}")
+        if ticks == 0:
+            return [], state
+        for _ in range(min(ticks, self.manifest.max_gap_frames + 1)):
+            state = self._pass_unknown(state)
+        time_ns = origin_ns + first * TICK_NS
+        nan = float("nan")
+        gap = Decision(camera, first, UNKNOWN, time_ns, Status.GAP, nan, nan, (), self._unknown, ticks)
+        return [gap], replace(state, last_index=until - 1)
+
+    def _look(self, frame: Frame, state: LaneState) -> tuple[Sighting, Status, Image | None, LaneState]:
+        """Is there a picture, and an animal in it? The crop is None where there are no features to be had."""
+        blind, state = _is_blind(frame.pixels, state)
+        if blind:
+            return NOT_FOUND, Status.BLIND, None, state
+        sighting, located = locate.locate(frame.pixels, state.locate)
+        state = replace(state, locate=located)
+        if not sighting.found:
+            return sighting, Status.LOST, None, state
+        window_px = self._window_px.get(frame.camera) or locate.window_px(located)
+        if window_px is None:
+            return sighting, Status.WARMUP, None, state
+        crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)
+        return sighting, Status.OK, crop, state
+
+    def _classify(self, crops: Mapping[str, Image], states: dict[str, LaneState]) -> dict[str, tuple[float, ...]]:
+        """Probabilities per lane that has a crop; moves the temporal state of those lanes on, in `states`."""
+        if not crops:
+            return {}
+        cameras = list(crops)
+        features = self._engine.features(np.stack([crops[camera] for camera in cameras]))
+        before = np.stack([states[camera].temporal for camera in cameras])
+        logits, temporal = self._engine.step(features, before)
+        for lane, camera in enumerate(cameras):
+            states[camera] = replace(states[camera], temporal=temporal[lane], features=features[lane])
+        return {camera: _probabilities(logits[lane]) for lane, camera in enumerate(cameras)}
+
+    def _decide(
+        self,
+        frame: Frame,
+        sighting: Sighting,
+        status: Status,
+        probabilities: tuple[float, ...] | None,
+        state: LaneState,
+    ) -> tuple[Decision, LaneState]:
+        labels = self._unknown
+        if probabilities is None:
+            state = self._pass_unknown(state)
+        else:
+            warm = state.steps >= self.manifest.warmup_frames
+            state = replace(state, unknown_frames=0, steps=state.steps + (not warm))
+            if warm:
+                decided = [decide(*each) for each in zip(probabilities, self._rules, state.rules, strict=True)]
+                labels = tuple(label for label, _ in decided)
+                state = replace(state, rules=tuple(rule_state for _, rule_state in decided))
+            else:
+                status, probabilities = Status.WARMUP, None
+        x_px, y_px = sighting.x_px, sighting.y_px
+        decision = Decision(
+            frame.camera, frame.index, frame.source_frame, frame.time_ns, status, x_px, y_px,
+            probabilities or (), labels,
+        )  # fmt: skip
+        return decision, replace(state, last_index=frame.index)
+
+    def _pass_unknown(self, state: LaneState) -> LaneState:
+        """One tick without features: hold the last ones for a while, then reset the lane. Where the animal was and
+        what the arena looks like is kept, since it does not depend on an unbroken sequence."""
+        unknown = state.unknown_frames + 1
+        if state.features is None:
+            return replace(state, unknown_frames=unknown)
+        if unknown > self.manifest.max_gap_frames:
+            fresh = self.start(state.last_index)
+            return replace(
+                fresh, locate=state.locate, unknown_frames=unknown,
+                picture_crc=state.picture_crc, same_pictures=state.same_pictures,
+            )  # fmt: skip
+        _, temporal = self._engine.step(state.features[None], state.temporal[None])
+        return replace(state, temporal=temporal[0], unknown_frames=unknown)
+
+
+def _probabilities(logits: NDArray[np.float32]) -> tuple[float, ...]:
+    """Sigmoid, rounded as the log writes it: what is decided on is what is written."""
+    return tuple(round(1.0 / (1.0 + math.exp(-min(max(float(x), -60.0), 60.0))), 6) for x in logits)
+
+
+def _is_blind(pixels: Image, state: LaneState) -> tuple[bool, LaneState]:
+    """Dark: hardly a pixel rises above the noise. Frozen: the very same picture, noise and all, again and again."""
+    rows = np.ascontiguousarray(pixels[::_LOOK_EVERY_ROWS])
+    crc = zlib.crc32(rows.data)
+    same = state.same_pictures + 1 if crc == state.picture_crc else 1
+    state = replace(state, picture_crc=crc, same_pictures=min(same, FROZEN_FRAMES + 1))
+    dark = bool(np.count_nonzero(rows > _DARK_LEVEL) < _LIT_SHARE * rows.size)
+    return dark or same > FROZEN_FRAMES, state

@@ -1,0 +1,299 @@
+"""What the pipeline says, in files: the label log, the bout log and the manifest of a run.
+
+The label log is the truth. A row is one write, so a process that is killed leaves whole rows; the bout log is a pure
+function of the label log and is made anew from it when a session goes on after a crash.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from io import FileIO
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mbr_live.bundle import Manifest
+from mbr_live.decide import Bout, BoutState, end_bout, follow_bout
+from mbr_live.types import RATE_FPS, TICK_NS, Decision, MbrError, Status
+
+LABELS_SUFFIX = ".labels.csv"
+BOUTS_SUFFIX = ".bouts.csv"
+RUN_SUFFIX = ".run.json"
+PART_SUFFIX = ".part"
+
+BOUTS_HEADER = "behaviour,start_frame,stop_frame,start_s,stop_s,duration_s,mean_p,complete"
+_ROWS_PER_WRITE = 4096
+
+
+class RunManifest(BaseModel):
+    """What a run was made of and what became of its frames: `<recording>.run.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    recording: str
+    mode: Literal["live", "batch"]
+    exit_status: Literal["running", "complete", "stopped"]
+    started: str  # UTC, ISO 8601
+    finished: str | None = None
+    bundle: str
+    bundle_sha256: str
+    engine: str
+    versions: dict[str, str]
+    sources: list[str]
+    rows: dict[str, int] = {}  # of the label log, by status
+    bouts: dict[str, int] = {}  # by behaviour
+    drops: list[tuple[int, int]] = []  # first and last tick of every stretch without a frame
+    restarts: list[int] = []  # the last tick before each restart of inference; the lane began anew after it
+    window_px: int | None = None
+    capture: dict[str, int] = {}  # the capture process's own counts
+    refused: dict[str, int] = {}  # frames that came but could not be used, by reason
+    timings: dict[str, float] = {}
+
+
+def label_header(manifest: Manifest) -> str:
+    """Header of the label log of a bundle."""
+    names = manifest.behaviour_names
+    return ",".join(["frame,source_frame,time_ns,status,x_px,y_px", *(f"p_{name}" for name in names), *names])
+
+
+def label_rows(decision: Decision) -> Iterator[str]:
+    """The rows of a decision: one, or one per tick of a gap."""
+    x, y = ("" if math.isnan(v) else f"{v:.1f}" for v in (decision.x_px, decision.y_px))
+    p = ",".join(f"{p:.6f}" for p in decision.probabilities) or "," * (len(decision.labels) - 1)
+    tail = f"{decision.status},{x},{y},{p},{','.join(map(str, decision.labels))}\n"
+    for tick in range(decision.ticks):
+        yield f"{decision.index + tick},{decision.source_frame},{decision.time_ns + tick * TICK_NS},{tail}"
+
+
+def bout_row(bout: Bout) -> str:
+    """One row of the bout log. Times are of the 10 fps grid; a bout lasts to the end of its last frame."""
+    start_s, stop_s = bout.start_frame / RATE_FPS, (bout.stop_frame + 1) / RATE_FPS
+    return (
+        f"{bout.behaviour},{bout.start_frame},{bout.stop_frame},{start_s:.1f},{stop_s:.1f},"
+        f"{stop_s - start_s:.1f},{bout.mean_p:.4f},{int(bout.complete)}\n"
+    )
+
+
+class BoutFollower:
+    """Finds the bouts of all behaviours while the rows of a label log pass by."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._names = manifest.behaviour_names
+        self._max_gap_frames = manifest.max_gap_frames
+        self._states = [BoutState()] * len(self._names)
+
+    def follow(self, index: int, labels: tuple[int, ...], probabilities: tuple[float, ...]) -> list[Bout]:
+        """Take the row of tick `index`; the bouts that it ends."""
+        ended: list[Bout] = []
+        for k, name in enumerate(self._names):
+            p = probabilities[k] if probabilities else math.nan
+            bout, self._states[k] = follow_bout(name, index, labels[k], p, self._max_gap_frames, self._states[k])
+            ended += [bout] if bout else []
+        return ended
+
+    def follow_gap(self, index: int, labels: tuple[int, ...], ticks: int) -> list[Bout]:
+        """Take a gap of `ticks` rows. What lies beyond the longest bridge changes nothing any more."""
+        ticks = min(ticks, self._max_gap_frames + 1)
+        return [bout for tick in range(ticks) for bout in self.follow(index + tick, labels, ())]
+
+    def end(self) -> list[Bout]:
+        """End the open bouts where they were last confirmed."""
+        ended = [end_bout(name, state) for name, state in zip(self._names, self._states, strict=True)]
+        self._states = [BoutState()] * len(self._names)
+        return [bout for bout in ended if bout]
+
+
+class SessionLog:
+    """Label log and bout log of one recording. Every row that `write` took is in the file when it returns."""
+
+    def __init__(self, labels: FileIO, bouts: FileIO, manifest: Manifest, follower: BoutFollower) -> None:
+        self._labels, self._bouts, self._follower = labels, bouts, follower
+        self.rows: Counter[str] = Counter()
+        self.bout_counts: Counter[str] = Counter(dict.fromkeys(manifest.behaviour_names, 0))
+
+    @classmethod
+    def create(cls, labels: Path, bouts: Path, manifest: Manifest) -> SessionLog:
+        """Begin new files; what stands under these names is overwritten."""
+        log = cls(FileIO(labels, "w"), FileIO(bouts, "w"), manifest, BoutFollower(manifest))
+        log._write(log._labels, [label_header(manifest) + "\n"])
+        log._write(log._bouts, [BOUTS_HEADER + "\n"])
+        return log
+
+    @classmethod
+    def resume(cls, labels: Path, bouts: Path, manifest: Manifest) -> tuple[SessionLog, int]:
+        """Go on with the files of a session that was interrupted; begin them where there are none.
+
+        Returns the log and the last tick in it (-1: none).
+        A last row that was torn off by a power cut goes; the bout log is made anew from the label log.
+        """
+        if not labels.exists() or labels.stat().st_size == 0:
+            return cls.create(labels, bouts, manifest), -1
+        cut_torn_row(labels)
+        remade = bouts.with_name(bouts.name + PART_SUFFIX)
+        log = cls(FileIO(labels, "a"), FileIO(remade, "w"), manifest, BoutFollower(manifest))
+        log._write(log._bouts, [BOUTS_HEADER + "\n"])
+        last_index = -1
+        for row in read_labels(labels, manifest):
+            log.rows[row.status] += 1
+            log._note_bouts(log._follower.follow(row.index, row.labels, row.probabilities))
+            last_index = row.index
+        remade.replace(bouts)
+        return log, last_index
+
+    def write(self, decision: Decision) -> None:
+        """Append the rows of a decision, and the bouts that they end."""
+        self._write(self._labels, label_rows(decision))
+        self.rows[decision.status] += decision.ticks
+        if decision.status is Status.GAP:
+            self._note_bouts(self._follower.follow_gap(decision.index, decision.labels, decision.ticks))
+        else:
+            self._note_bouts(self._follower.follow(decision.index, decision.labels, decision.probabilities))
+
+    def close(self) -> None:
+        """End the open bouts at their last confirmed frames and close the files."""
+        self._note_bouts(self._follower.end())
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the files as they are."""
+        self._labels.close()
+        self._bouts.close()
+
+    def _note_bouts(self, bouts: list[Bout]) -> None:
+        for bout in bouts:
+            self._write(self._bouts, [bout_row(bout)])
+            self.bout_counts[bout.behaviour] += 1
+
+    @staticmethod
+    def _write(file: FileIO, rows: Iterable[str]) -> None:
+        batch: list[str] = []
+        for row in rows:
+            batch.append(row)
+            if len(batch) == _ROWS_PER_WRITE:
+                append(file, "".join(batch))
+                batch.clear()
+        if batch:
+            append(file, "".join(batch))
+
+
+def append(file: FileIO, text: str) -> None:
+    """Append whole lines in one write. MbrError when the disk does not take all of it; half a line is taken back."""
+    data = text.encode()
+    position = file.seek(0, os.SEEK_END)
+    try:
+        written = file.write(data)
+    except OSError as error:
+        raise _unwritable(file, error.strerror or str(error)) from error
+    if written != len(data):
+        file.truncate(position)
+        raise _unwritable(file, f"only {written} of {len(data)} bytes were taken")
+
+
+def _unwritable(file: FileIO, why: str) -> MbrError:
+    return MbrError(f"{file.name}: cannot be written ({why}). Make room on the disk or choose another folder.")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """One row of a label log, read back."""
+
+    index: int
+    source_frame: int
+    time_ns: int
+    status: str
+    x_px: float
+    y_px: float
+    probabilities: tuple[float, ...]
+    labels: tuple[int, ...]
+
+
+def read_labels(path: Path, manifest: Manifest | None = None) -> Iterator[LabelRow]:
+    """The rows of a label log; with `manifest`, it must be a log of that bundle's behaviours."""
+    with path.open(newline="") as lines:
+        reader = csv.reader(lines)
+        header = next(reader, [])
+        if header[:6] != ["frame", "source_frame", "time_ns", "status", "x_px", "y_px"]:
+            raise MbrError(f"{path}: this is not a label log (header {','.join(header)[:80]!r}). Check the folder.")
+        if manifest is not None and ",".join(header) != label_header(manifest):
+            raise MbrError(
+                f"{path}: this log has the columns {','.join(header)!r}, the bundle {manifest.name} writes "
+                f"{label_header(manifest)!r}. Use the bundle that the session began with, or another folder."
+            )
+        behaviours = (len(header) - 6) // 2
+        for row in reader:
+            yield _label_row(path, row, behaviours)
+
+
+def _label_row(path: Path, row: list[str], behaviours: int) -> LabelRow:
+    try:
+        x, y = (float(value) if value else math.nan for value in row[4:6])
+        p = tuple(float(value) for value in row[6 : 6 + behaviours] if value)
+        labels = tuple(int(value) for value in row[6 + behaviours : 6 + 2 * behaviours])
+        if len(row) != 6 + 2 * behaviours:
+            raise ValueError(f"{len(row)} columns")
+        return LabelRow(int(row[0]), int(row[1]), int(row[2]), row[3], x, y, p, labels)
+    except (ValueError, IndexError) as error:
+        raise MbrError(f"{path}: the row {','.join(row)!r} is damaged ({error}). Was the file edited?") from error
+
+
+def gap_ranges(rows: Iterable[LabelRow]) -> list[tuple[int, int]]:
+    """First and last tick of every stretch of gap rows."""
+    ranges: list[tuple[int, int]] = []
+    for row in rows:
+        if row.status != Status.GAP:
+            continue
+        if ranges and ranges[-1][1] == row.index - 1:
+            ranges[-1] = (ranges[-1][0], row.index)
+        else:
+            ranges.append((row.index, row.index))
+    return ranges
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text`: a reader sees the old file or the new one, never half of it."""
+    part = path.with_name(path.name + PART_SUFFIX)
+    part.write_text(text)
+    part.replace(path)
+
+
+def write_run(path: Path, run: RunManifest) -> None:
+    """Write the manifest of a run."""
+    write_atomically(path, run.model_dump_json(indent=2) + "\n")
+
+
+def read_run(path: Path) -> RunManifest:
+    """Read the manifest of a run; MbrError when it is not one."""
+    try:
+        return RunManifest.model_validate_json(path.read_text())
+    except OSError as error:
+        raise MbrError(f"{path}: cannot be read ({error.strerror}). Expected the {RUN_SUFFIX} of a run.") from error
+    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise MbrError(
+            f"{path}: this is not the {RUN_SUFFIX} of a run. Give the file that a live run wrote."
+        ) from error
+
+
+def cut_torn_row(path: Path) -> None:
+    """Remove what stands after the last newline of a log: a row that was not written whole."""
+    data_end = path.stat().st_size
+    with path.open("rb+") as file:
+        file.seek(max(0, data_end - 4096))
+        tail = file.read()
+        if not tail.endswith(b"\n"):
+            file.truncate(data_end - len(tail) + tail.rfind(b"\n") + 1)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a label depends on."""
+    names = ("mbr-live", "numpy", "opencv-python-headless", "openvino", "av", "pyzmq")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

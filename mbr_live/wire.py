@@ -1,0 +1,263 @@
+"""Frames and status between processes, over ZeroMQ. The only module that knows about sockets.
+
+Capture PUSHes to inference, which binds one PULL socket; inference PUBlishes what it says for dashboards. A frame is
+two parts, a JSON header and the raw pixels, neither copied on the way. Nothing that arrives is believed before it was
+checked: a peer that sends garbage costs one rejected message, never the process and never its memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import zmq
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from mbr_live.types import Frame, MbrError
+
+QUEUE_FRAMES = 20  # two seconds of one camera: rides out a hiccup, and bounds memory and lateness
+MAX_HEADER_BYTES = 4096
+MAX_PIXEL_BYTES = 3840 * 2160 * 3  # a 4K frame; libzmq disconnects a peer that announces more
+
+_Natural = Annotated[int, Field(ge=0, lt=2**63)]
+_Side = Annotated[int, Field(ge=16, le=8192)]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    v: Literal[1] = 1
+    camera: Annotated[str, Field(min_length=1, max_length=64)]
+    session: Annotated[str, Field(min_length=8, max_length=64)]  # one run of one capture process
+
+
+class FrameHeader(_Message):
+    """What precedes the pixels of one frame."""
+
+    kind: Literal["frame"] = "frame"
+    seq: _Natural  # counts the frames that this capture process meant to send
+    index: _Natural
+    source_frame: _Natural
+    time_ns: _Natural
+    origin_ns: _Natural
+    captured_ns: _Natural  # CLOCK_MONOTONIC when the frame was in memory; compare on the same machine only
+    height: _Side
+    width: _Side
+
+
+class CaptureCounts(BaseModel):
+    """What a capture process has done with its frames so far."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    source_frames: _Natural = 0
+    sampled: _Natural = 0
+    sent: _Natural = 0
+    dropped_queue_full: _Natural = 0  # inference did not keep up, or was not there
+    dropped_on_purpose: _Natural = 0  # `replay --drop`
+
+
+class Heartbeat(_Message):
+    """Sent once a second, so that silence means that the process is gone."""
+
+    kind: Literal["heartbeat"] = "heartbeat"
+    counts: CaptureCounts
+
+
+class End(_Message):
+    """The last message of a capture process that ends as it should."""
+
+    kind: Literal["end"] = "end"
+    last_index: Annotated[int, Field(ge=-1, lt=2**63)]  # the last tick that was sampled; -1: none
+    counts: CaptureCounts
+
+
+Header = FrameHeader | Heartbeat | End
+_HEADER: TypeAdapter[Header] = TypeAdapter(Annotated[Header, Field(discriminator="kind")])
+
+
+class BadMessage(Exception):
+    """A message that is not ours: counted and logged by the receiver, and otherwise ignored."""
+
+
+def parse(parts: list[memoryview]) -> tuple[Header, memoryview | None]:
+    """Check one message; BadMessage says what is wrong with it."""
+    if not parts or len(parts) > 2:
+        raise BadMessage(f"{len(parts)} parts instead of 1 or 2")
+    if len(parts[0]) > MAX_HEADER_BYTES:
+        raise BadMessage(f"a header of {len(parts[0])} bytes, at most {MAX_HEADER_BYTES} expected")
+    try:
+        header = _HEADER.validate_json(bytes(parts[0]))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise BadMessage(f"header: {'.'.join(map(str, first['loc']))}: {first['msg']}"[:300]) from error
+    if not isinstance(header, FrameHeader):
+        if len(parts) != 1:
+            raise BadMessage(f"{header.kind} message with pixels")
+        return header, None
+    expected = header.height * header.width * 3
+    if len(parts) != 2 or len(parts[1]) != expected:
+        found = len(parts[1]) if len(parts) == 2 else 0
+        raise BadMessage(f"{found} pixel bytes, {header.width} x {header.height} x 3 = {expected} expected")
+    return header, parts[1]
+
+
+def frame_of(header: FrameHeader, pixels: memoryview) -> Frame:
+    """The frame of a checked message; its pixels are a read-only view of the received bytes."""
+    image = np.frombuffer(pixels, dtype=np.uint8).reshape(header.height, header.width, 3)
+    return Frame(header.camera, header.index, header.source_frame, header.time_ns, header.origin_ns, image)
+
+
+class FrameSender:
+    """The capture side: never waits, never queues more than QUEUE_FRAMES."""
+
+    def __init__(self, endpoint: str, camera: str, session: str) -> None:
+        self._camera, self._session = camera, session
+        self._context = zmq.Context()  # its own, so that closing can wait for what is queued
+        self._socket = _socket(zmq.PUSH, queue=QUEUE_FRAMES, linger_ms=5000, context=self._context)
+        self._socket.setsockopt(zmq.IMMEDIATE, 1)  # without a receiver a frame is refused and counted, not stored
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self._socket.connect(endpoint)
+        self._seq = 0
+
+    def skip(self) -> None:
+        """Lose the next frame on purpose; the receiver sees the hole in the numbering."""
+        self._seq += 1
+
+    def send(self, frame: Frame, captured_ns: int) -> bool:
+        """Send `frame` if there is room; False when it was refused."""
+        height, width = frame.pixels.shape[:2]
+        header = FrameHeader(
+            camera=self._camera, session=self._session, seq=self._seq, index=frame.index,
+            source_frame=frame.source_frame, time_ns=frame.time_ns, origin_ns=frame.origin_ns,
+            captured_ns=captured_ns, height=height, width=width,
+        )  # fmt: skip
+        self._seq += 1
+        return self._push([header.model_dump_json().encode(), frame.pixels.data], 0.0)
+
+    def heartbeat(self, counts: CaptureCounts) -> None:
+        """Say that this process lives. Losing one of these to a full queue is harmless."""
+        beat = Heartbeat(camera=self._camera, session=self._session, counts=counts)
+        self._push([beat.model_dump_json().encode()], 0.0)
+
+    def end(self, last_index: int, counts: CaptureCounts, timeout_s: float = 5.0) -> bool:
+        """Say that no more frames follow; waits for room in the queue. False when nobody took it."""
+        message = End(camera=self._camera, session=self._session, last_index=last_index, counts=counts)
+        return self._push([message.model_dump_json().encode()], timeout_s)
+
+    def close(self) -> None:
+        """Close, giving what is queued up to 5 s to leave."""
+        self._socket.close()
+        self._context.term()
+
+    def _push(self, parts: list[Any], timeout_s: float) -> bool:
+        # Parts of one message go together: once the first is taken, the rest is.
+        if not self._socket.poll(round(timeout_s * 1000), zmq.POLLOUT):
+            return False
+        try:
+            self._socket.send_multipart(parts, zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        return True
+
+
+class FrameReceiver:
+    """The inference side."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._socket = _socket(zmq.PULL, queue=QUEUE_FRAMES)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PIXEL_BYTES)
+        _bind(self._socket, endpoint, "frames")
+
+    def receive(self, timeout_s: float) -> tuple[Header, memoryview | None] | None:
+        """The next message, or None after `timeout_s` without one. BadMessage when it is not one of ours."""
+        if not self._socket.poll(max(0, round(timeout_s * 1000))):
+            return None
+        parts: list[memoryview] = []
+        count = 0
+        while True:
+            part = self._socket.recv(copy=False)
+            count += 1
+            if count <= 2:  # a message of a million parts is counted, not kept
+                parts.append(part.buffer)
+            if not part.more:
+                break
+        if count > 2:
+            raise BadMessage(f"{count} parts instead of 1 or 2")
+        return parse(parts)
+
+    def close(self) -> None:
+        """Unbind."""
+        self._socket.close()
+
+
+class StatusPublisher:
+    """Publishes JSON objects for whoever looks; nobody looking costs nothing."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._socket = _socket(zmq.PUB, queue=1000)
+        _bind(self._socket, endpoint, "status")
+
+    def publish(self, message: BaseModel) -> None:
+        """Send one status message."""
+        self._socket.send(message.model_dump_json().encode())
+
+    def close(self) -> None:
+        """Unbind."""
+        self._socket.close()
+
+
+class StatusSubscriber:
+    """Receives what a StatusPublisher says."""
+
+    def __init__(self, endpoint: str) -> None:
+        self._socket = _socket(zmq.SUB, queue=1000)
+        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        self._socket.connect(endpoint)
+
+    def messages(self, timeout_s: float) -> Iterator[bytes]:
+        """All messages that come within `timeout_s`, the waiting ones at once."""
+        deadline = time.monotonic() + timeout_s
+        while (left_s := deadline - time.monotonic()) > 0 and self._socket.poll(round(left_s * 1000) + 1):
+            yield self._socket.recv()
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._socket.close()
+
+
+def free_endpoint() -> str:
+    """An address on this machine that is free at the moment."""
+    with zmq.Context() as context, context.socket(zmq.PULL) as socket:
+        return f"tcp://127.0.0.1:{socket.bind_to_random_port('tcp://127.0.0.1')}"
+
+
+def _socket(
+    kind: zmq.SocketType, *, queue: int, linger_ms: int = 0, context: zmq.Context[zmq.Socket[bytes]] | None = None
+) -> zmq.Socket[bytes]:
+    """A socket with bounded queues that notices a half-open connection within seconds."""
+    socket = (context or zmq.Context.instance()).socket(kind)
+    for option, value in (
+        (zmq.SNDHWM, queue),
+        (zmq.RCVHWM, queue),
+        (zmq.LINGER, linger_ms),
+        (zmq.HEARTBEAT_IVL, 1000),
+        (zmq.HEARTBEAT_TIMEOUT, 3000),
+        (zmq.HEARTBEAT_TTL, 3000),
+    ):
+        socket.setsockopt(option, value)
+    return socket
+
+
+def _bind(socket: zmq.Socket[bytes], endpoint: str, what: str) -> None:
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        socket.close()
+        raise MbrError(
+            f"{endpoint}: the {what} socket cannot be opened ({error.strerror}). Most often another mbr-live is "
+            "running on the same address. Stop it, or set another address under [wire] in the configuration."
+        ) from error
