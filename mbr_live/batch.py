@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mbr_live import locate
 from mbr_live.bundle import Bundle
 from mbr_live.engine import Engine
 from mbr_live.pipeline import LaneState, Pipeline
@@ -115,7 +114,7 @@ def run_job(
             bouts=dict(log.bout_counts),
             drops=gap_ranges(read_labels(labels)),
             restarts=list(replayed.restarts) if replayed else [],
-            window_px=window_px or locate.window_px(state.locate),
+            window_px=pipeline.window_px(job.name, state),
             timings=_timings(log, time.monotonic() - wall_s, time.process_time() - cpu_s),
         )
         for part, final in zip(parts, finals, strict=True):

@@ -209,9 +209,10 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
         raise MbrError(f"{subject} is not JSON ({error}). It is damaged: copy the bundle again.") from error
     if not isinstance(document, dict) or "format" not in document:
         raise MbrError(f"{subject} is no bundle manifest (no 'format'). It is of another program.")
-    if document["format"] != FORMAT:
+    found = document["format"]
+    if type(found) is not int or found != FORMAT:
         raise MbrError(
-            f"{subject} has format {document['format']!r}; this program reads format {FORMAT}. "
+            f"{subject} has format {found!r}; this program reads format {FORMAT}. "
             "Use the program version that the bundle was made for, or train it anew."
         )
     try:

@@ -21,8 +21,8 @@ from av.video.stream import VideoStream
 
 from mbr_live.cameras import open_camera
 from mbr_live.config import Camera, Config, Loss, VideoSource
-from mbr_live.sampler import SamplerState, sample
 from mbr_live.processes import stop_signal
+from mbr_live.sampler import SamplerState, sample
 from mbr_live.sinks import append, cut_torn_row
 from mbr_live.sources import JOURNAL_HEADER, JOURNAL_SUFFIX, journal_ends
 from mbr_live.types import RATE_FPS, Frame, Image, SourceFrame
@@ -84,8 +84,8 @@ class _Capture:
 
     def finish(self) -> None:
         """Tell inference that no more frames follow."""
-        last_index = self._state.last_index if self._state else -1
-        if not self._sender.end(last_index, CaptureCounts(**self._counts)):
+        last_index, origin_ns = (self._state.last_index, self._state.origin_ns) if self._state else (-1, 0)
+        if not self._sender.end(last_index, origin_ns, CaptureCounts(**self._counts)):
             _log.warning("%s: inference did not take the end of the session", self._camera)
         _log.info("%s: %s", self._camera, self._counts)
 

@@ -40,11 +40,14 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+ConditionName = Literal["box", "clutter", "dark"]
+
+
 class Simulated(_Section):
     """The simulated camera."""
 
     kind: Literal["simulated"]
-    condition: Literal["box", "clutter", "dark"] = "box"
+    condition: ConditionName = "box"
     seed: Annotated[int, Field(ge=0)] = 0
 
 

@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 
-from mbr_live import locate
 from mbr_live.bundle import load_bundle
 from mbr_live.config import Camera, Config
 from mbr_live.engine import OpenVinoEngine
@@ -35,7 +34,7 @@ from mbr_live.sinks import (
     write_run,
 )
 from mbr_live.status import CameraStatus, LabelMessage, Liveness, SystemStatus
-from mbr_live.types import RATE_FPS, Decision, Status
+from mbr_live.types import RATE_FPS, Decision
 from mbr_live.wire import BadMessage, End, FrameHeader, FrameReceiver, Header, Heartbeat, StatusPublisher, frame_of
 
 TIMINGS_SUFFIX = ".timings.csv"
@@ -97,7 +96,6 @@ class Lane:
         self.last_frame_s: float | None = None
         self._recent_s: deque[float] = deque(maxlen=int(_FPS_OVER_S * RATE_FPS) * 4)
         self._size: tuple[int, int] | None = None  # height and width of the first frame
-        self.origin_ns = 0
 
     def _begin_run(self, camera: Camera, template: RunManifest, last_index: int) -> RunManifest:
         path = self._paths[RUN_SUFFIX]
@@ -136,14 +134,16 @@ class Lane:
         self._recent_s.append(self.last_frame_s)
         return latency_ms
 
-    def fill_until(self, index: int) -> list[Decision]:
-        """Account for ticks up to and including `index` that no frame will serve any more."""
-        if index - self.state.last_index > MAX_JUMP_TICKS:
+    def finish(self, end: End) -> list[Decision]:
+        """Take the end of the session: account for the last ticks, which no frame will serve any more."""
+        self.run.capture = end.counts.model_dump()
+        self.ended = True
+        ticks = end.last_index - self.state.last_index
+        if ticks > MAX_JUMP_TICKS:
             self.refused["jump"] += 1
+        if not 0 < ticks <= MAX_JUMP_TICKS:
             return []
-        if index <= self.state.last_index:
-            return []
-        gaps, self.state = self._pipeline.gap(self.name, index + 1, self.origin_ns, self.state)
+        gaps, self.state = self._pipeline.gap(self.name, end.last_index + 1, end.origin_ns, self.state)
         return gaps
 
     def status(self, now_s: float) -> CameraStatus:
@@ -175,7 +175,7 @@ class Lane:
         self.run.finished = datetime.now(UTC).isoformat()
         self.run.rows, self.run.bouts = dict(self._log.rows), dict(self._log.bout_counts)
         self.run.drops = gap_ranges(read_labels(self._paths[LABELS_SUFFIX]))
-        self.run.window_px = locate.window_px(self.state.locate)
+        self.run.window_px = self._pipeline.window_px(self.name, self.state)
         self.run.refused = dict(self.refused)
         self.run.timings = {f"capture_to_label_{key}": value for key, value in self.latency.summary().items()}
         write_run(self._paths[RUN_SUFFIX], self.run)
@@ -234,9 +234,7 @@ class _Service:
             case Heartbeat():
                 lane.run.capture = header.counts.model_dump()
             case End():
-                lane.run.capture = header.counts.model_dump()
-                self._log_all(lane, lane.fill_until(header.last_index), None)
-                lane.ended = True
+                self._tell(lane, lane.finish(header))
 
     def _label(self, lane: Lane, header: FrameHeader, pixels: memoryview) -> None:
         received_ns = time.monotonic_ns()
@@ -244,19 +242,17 @@ class _Service:
         if refusal is not None:
             lane.refused[refusal] += 1
             return
-        lane.origin_ns = header.origin_ns
         decisions, states = self._pipeline.step([frame_of(header, pixels)], {lane.name: lane.state})
         lane.state = states[lane.name]
-        for decision in decisions:
-            lane.write(decision)
-        latency_ms = lane.note_timing(header, received_ns)
-        for decision in decisions:
-            self._publish(decision, None if decision.status is Status.GAP else latency_ms)
+        *gaps, labelled = decisions
+        self._tell(lane, gaps)
+        lane.write(labelled)
+        self._publish(labelled, lane.note_timing(header, received_ns))
 
-    def _log_all(self, lane: Lane, decisions: list[Decision], latency_ms: float | None) -> None:
+    def _tell(self, lane: Lane, decisions: list[Decision]) -> None:
         for decision in decisions:
             lane.write(decision)
-            self._publish(decision, latency_ms)
+            self._publish(decision, None)
 
     def _publish(self, decision: Decision, latency_ms: float | None) -> None:
         found = decision.x_px == decision.x_px

@@ -1,18 +1,9 @@
 """Where the animal is in a frame: one animal, one fixed camera, no knowledge of what camera or animal.
 
-The search runs on a grey picture about 214 px wide, and rests on three ideas.
-
-*Nothing that could be an animal is background until proven otherwise.* The background starts as the first picture
-with every animal-sized spot, darker or lighter than its surroundings, filled in from around it (a grey-scale
-closing and opening, Serra 1982). So an animal that has never moved is already a difference from the background.
-
-*What moves is alive, and stays alive while it sits.* Energy of frame differences, remembered for a few seconds,
-tells the animal from a dark tripod. An animal that has moved keeps the credit for minutes. Where the animal is, the
-background is not learnt, so that it never fades; elsewhere it follows the picture by bounded steps, the
-sigma-delta approximation of a temporal median (Manzanera & Richefeu 2007).
-
-*A difference whose outline is in the background, not in the picture, is a place the animal has left* (a "ghost",
-Cucchiara et al. 2003), and becomes background at once.
+Candidates are the blobs that differ from a background without the animal (`mbr_live.background`). Which of them is
+the animal is told by its look (contrast, size, shape), by where and how large it was before, and above all by life:
+**what moves is alive, and keeps that credit for minutes while it sits.** So a dark tripod that never moves is taken
+for the animal only as long as nothing better is known, and an animal that sleeps stays found.
 """
 
 from __future__ import annotations
@@ -21,38 +12,58 @@ from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from mbr_live.background import (
+    AREA_SPREAD,
+    CONTRAST_MIN,
+    USUAL_AREA,
+    Blob,
+    Grey,
+    Plane,
+    blobs,
+    compare,
+    guess_background,
+    learn,
+    plausibility,
+    search_picture,
+)
 from mbr_live.types import NOT_FOUND, Image, MbrError, Sighting
 
 CROP_PX = 160
 """Side of the picture that the feature network sees."""
 
-Grey = NDArray[np.uint8]
-Plane = NDArray[np.float32]
-
-SEARCH_PX = 214  # long side of the search picture: a mouse of 1/15 of the frame is still 14 px long
-ANIMAL_SHARE = 0.28  # of the short side: no animal is wider than that
-CONTRAST_MIN = 12.0  # grey levels between animal and background below which nothing is believed
-NOISE_FACTOR = 5.0  # threshold over the picture's noise
-AREA_MIN, AREA_MAX = 0.0008, 0.12  # of the picture: limits of what may be an animal
-WINDOW_FRAMES = 30  # sightings that settle the crop window
+WINDOW_FRAMES = 30  # sightings of a living animal that settle the crop window
+WINDOW_PATIENCE_FRAMES = 100  # sightings that settle it for an animal that has not moved
+WINDOW_MIN_PX = 48
+RESTART_SHARE = 0.4  # of the picture: when more differs, the light was switched
+COOL = 0.85  # motion is remembered for about half a second
+LIVELY = 0.7  # share of a blob's outline in motion that earns full credit
+TRAVEL = 0.7  # of the root of its area: who has gone that far from a place, and left it bare, has moved
+CREDIT = 0.25  # share of the way to full credit that one such move earns
+LOYALTY = 0.3  # weight of having been chosen in the frame before
+LIFE_CREDIT = 0.1  # ... and that motion of the whole outline earns per frame
+SAME_NEARNESS = 0.1  # below: another thing than before
+FORGET = 0.9998  # the credit fades over about eight minutes
+CONFIRMED = 0.5  # credit from which the animal counts as known
+KNOWN_SPREAD = 0.6  # of the logarithm of a known animal's area: it turns, rears and stretches
 
 
 @dataclass(frozen=True)
 class LocateState:
-    """All that is remembered of one camera. Planes are of the search picture, [h, w]."""
+    """All that is remembered of one camera. Planes are of the search picture, [h, w], and positions in its pixels."""
 
-    shape: tuple[int, int] = (0, 0)  # of the full frame
+    shape: tuple[int, int] = (0, 0)  # of the full frame; (0, 0) before the first
     background: Plane = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     previous: Grey = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
     heat: Plane = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # recent motion, 0..1
-    x: float = float("nan")  # last position and size, pixels of the search picture
-    y: float = float("nan")
-    area: float = float("nan")
-    alive: float = 0.0  # 0: never seen to move .. 1: moves
-    polarity: float = 0.0  # -1 darker than the background .. +1 lighter
-    lengths_px: tuple[float, ...] = ()  # of the first sightings, at most WINDOW_FRAMES
+    place: tuple[float, float] = (float("nan"), float("nan"))  # of the last sighting
+    home: tuple[float, float] = (float("nan"), float("nan"))  # of the last sighting of what is known to live
+    area: float = float("nan")  # usual area of the animal
+    sign: int = 0  # -1: it was darker than its surroundings, +1: lighter
+    anchor: tuple[float, float] = (float("nan"), float("nan"))  # the place that it has to leave to earn credit
+    credit: float = 0.0  # 0: never seen to move .. 1: alive
+    polarity: float = 0.0  # -1: what moves is darker than its surroundings .. +1: lighter
+    lengths_px: tuple[float, ...] = ()  # of the first sightings, until the window is settled
     window_px: int = 0  # 0: not settled
 
 
@@ -62,7 +73,10 @@ def initial_state() -> LocateState:
 
 
 def window_px(state: LocateState) -> int | None:
-    """Side of the square crop window, pixels of the full frame; None until it is settled, then fixed."""
+    """Side of the square crop window, pixels of the full frame; None until it is settled, then fixed.
+
+    Twice the median body length of the first sightings (the thesis: a mouse of 80 px, a window of 160 px).
+    """
     return state.window_px or None
 
 
@@ -84,245 +98,140 @@ def crop(pixels: Image, x_px: float, y_px: float, window_px: int) -> Image:
 
 
 def locate(pixels: Image, state: LocateState) -> tuple[Sighting, LocateState]:
-    """Find the animal in the next frame of a camera, uint8 [H, W, 3] RGB; return it and the next state."""
-    grey = _search_picture(pixels)
+    """Find the animal in the next frame of a camera, uint8 [H, W, 3] RGB; return it and the next state.
+
+    Pure and causal: no clock, no randomness; `state` is not changed. Raises MbrError when the frame size changes.
+    """
     shape = (pixels.shape[0], pixels.shape[1])
-    if not state.shape[0]:
-        state = _begin(grey, replace(state, shape=shape))
-    elif state.shape != shape:
+    if state.shape not in ((0, 0), shape):
         raise MbrError(
             f"locate: a frame of {shape[1]}x{shape[0]} px, expected {state.shape[1]}x{state.shape[0]} px as before; "
             "one camera keeps one frame size: start a new recording for another"
         )
-    background, share_changed, threshold = _compare(grey, state)
-    if share_changed > RESTART_SHARE:  # the light went on or off: begin anew, but remember the animal
-        state = _begin(grey, state)
-        background, _, threshold = _compare(grey, state)
-    heat = _heat(grey, state, threshold)
-    blobs = _blobs(grey, background, heat, threshold, state)
-    best = max(blobs, key=lambda blob: blob.score, default=None)
-    if best is not None and not _credible(best, state):
-        best = None
-    learnt = _learn(grey, background, blobs, best, state)
-    state = replace(state, background=learnt, previous=grey, heat=heat)
-    if best is None:
-        return NOT_FOUND, replace(state, alive=state.alive * FORGET)
-    sighting = _sighting(best, state)
-    return sighting, _remember(best, sighting, state)
+    grey = search_picture(pixels)
+    state = state if state.shape == shape else _begun(grey, replace(state, shape=shape))
+    background, threshold, changed = compare(grey, state.background)
+    if changed > RESTART_SHARE:
+        state = _begun(grey, state)
+        background, threshold, _ = compare(grey, state.background)
+    moved = np.asarray(cv2.absdiff(grey, state.previous) > threshold, dtype=np.float32)
+    heat = np.maximum(state.heat * np.float32(COOL), moved)
+    candidates = blobs(grey, background, heat, threshold, _signs(state))
+    animal = _choose(candidates, state)
+    background = _learnt(grey, background, candidates, animal, state)
+    state = replace(state, background=background, previous=grey, heat=heat)
+    if animal is None:
+        return NOT_FOUND, replace(state, credit=state.credit * FORGET)
+    state = _remembered(animal, grey, threshold, state)
+    return _sighting(animal, state), state
 
 
-RESTART_SHARE = 0.4
-GHOST = -0.15
-COOL = 0.95
-FORGET = 0.9998
-STEP = 1.0
-CONFIRMED = 0.5
+def _begun(grey: Grey, state: LocateState) -> LocateState:
+    """The state with a new background; what is known of the animal is kept."""
+    heat = np.zeros(grey.shape, np.float32)
+    return replace(state, background=guess_background(grey), previous=grey, heat=heat)
 
 
-@dataclass(frozen=True)
-class _Blob:
-    """A connected difference from the background, in pixels of the search picture."""
-
-    left: int
-    top: int
-    mask: NDArray[np.uint8]  # of its bounding box, 0/1
-    x: float
-    y: float
-    area: float
-    length: float
-    width: float
-    contrast: float
-    sign: float
-    life: float
-    outline: float  # -1: only in the background .. +1: only in the picture
-    score: float = 0.0
+def _signs(state: LocateState) -> tuple[int, ...]:
+    """Darker, lighter, or both: which differences can be the animal."""
+    return tuple(sign for sign in (-1, 1) if sign * state.polarity > -0.8)
 
 
-def _search_picture(pixels: Image) -> Grey:
-    height, width = pixels.shape[:2]
-    stride = max(1, round(max(height, width) / SEARCH_PX))
-    small = cv2.resize(pixels, (width // stride, height // stride), interpolation=cv2.INTER_LINEAR_EXACT)
-    return np.asarray(cv2.blur(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), (3, 3)), dtype=np.uint8)
-
-
-def _compare(grey: Grey, state: LocateState) -> tuple[Plane, float, float]:
-    """The background in this frame's light, the share of pixels that differ from it, and the threshold for that."""
-    rows = slice(None, None, 5)
-    seen, known = grey[rows, rows].astype(np.float32), state.background[rows, rows]
-    lit = known >= np.median(known)
-    gain = float(np.clip(np.median((seen[lit] + 1) / (known[lit] + 1)), 0.98, 1.02))
-    differences = np.abs(seen - known * gain)
-    noise = 1.48 * float(np.median(differences))
-    threshold = max(CONTRAST_MIN / 2, NOISE_FACTOR * min(noise, 4.0))
-    share = float(np.mean(differences > 2 * threshold))
-    return state.background * np.float32(gain), share, threshold
-
-
-def _begin(grey: Grey, state: LocateState) -> LocateState:
-    background = _filled(grey)
-    return replace(state, background=background, previous=grey, heat=np.zeros(grey.shape, np.float32))
-
-
-def _filled(grey: Grey) -> Plane:
-    """The picture with every animal-sized spot filled in from around it."""
-    side = int(ANIMAL_SHARE * min(grey.shape)) | 1
-    padded = cv2.copyMakeBorder(grey, side, side, side, side, cv2.BORDER_REPLICATE)
-    kernel = np.ones((side, side), np.uint8)
-    inner = (slice(side, -side), slice(side, -side))
-    background = grey.astype(np.float32)
-    for operation, sign in ((cv2.MORPH_CLOSE, -1), (cv2.MORPH_OPEN, 1)):
-        around = cv2.morphologyEx(padded, operation, kernel)[inner]
-        residual = cv2.absdiff(grey, around)
-        mask = (residual > CONTRAST_MIN).astype(np.uint8)
-        mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
-        for label in range(1, count):
-            if not AREA_MIN < stats[label, 4] / grey.size < AREA_MAX:
-                continue
-            region = cv2.dilate((labels == label).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-            background[region] = around[region]
-    return background
-
-
-def _heat(grey: Grey, state: LocateState, threshold: float) -> Plane:
-    moved = cv2.absdiff(grey, state.previous) > threshold
-    return np.maximum(state.heat * np.float32(COOL), moved).astype(np.float32)
-
-
-def _blobs(grey: Grey, background: Plane, heat: Plane, threshold: float, state: LocateState) -> list[_Blob]:
-    base = cv2.convertScaleAbs(background)
-    signs = [s for s in (-1, 1) if s * state.polarity > -0.8]
-    blobs = []
-    for sign in signs:
-        difference = cv2.subtract(base, grey) if sign < 0 else cv2.subtract(grey, base)
-        _, mask = cv2.threshold(difference, threshold, 1, cv2.THRESH_BINARY)
-        mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-        count, labels, stats, _ = cv2.connectedComponentsWithStats(mask)
-        for label in range(1, count):
-            left, top, width, height, area = (int(v) for v in stats[label])
-            if not AREA_MIN < area / grey.size < AREA_MAX:
-                continue
-            box = (slice(top, top + height), slice(left, left + width))
-            inside = (labels[box] == label).astype(np.uint8)
-            blobs.append(_blob(inside, left, top, difference[box], heat[box], grey, base, sign))
-    return [replace(blob, score=_score(blob, state)) for blob in blobs]
-
-
-def _blob(
-    mask: Grey, left: int, top: int, difference: Grey, heat: Plane, grey: Grey, base: Grey, sign: float
-) -> _Blob:
-    rows, columns = np.nonzero(mask)
-    area = len(rows)
-    contrast = float(difference[rows, columns].mean())
-    life = float(heat[rows, columns].mean())
-    body = _body(mask)
-    moments = cv2.moments(body, binaryImage=True)
-    mass = moments["m00"]
-    x, y = moments["m10"] / mass, moments["m01"] / mass
-    a, b, c = moments["mu20"] / mass, moments["mu11"] / mass, moments["mu02"] / mass
-    root = float(np.sqrt(((a - c) / 2) ** 2 + b * b))
-    long, short = (a + c) / 2 + root, max((a + c) / 2 - root, 1 / 12)
-    return _Blob(
-        left, top, mask, left + x, top + y, area, 4 * float(np.sqrt(long)), 4 * float(np.sqrt(short)),
-        contrast, sign, life, _outline(mask, left, top, grey, base),
-    )  # fmt: skip
-
-
-def _body(mask: Grey) -> Grey:
-    """The mask without tail and feet."""
-    side = max(3, int(0.3 * np.sqrt(mask.sum()))) | 1
-    padded = cv2.copyMakeBorder(mask, side, side, side, side, cv2.BORDER_CONSTANT, value=0)
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
-    body = cv2.morphologyEx(padded, cv2.MORPH_OPEN, kernel)[side:-side, side:-side]
-    return body if body.any() else mask
-
-
-def _outline(mask: Grey, left: int, top: int, grey: Grey, base: Grey) -> float:
-    pad = 2
-    height, width = mask.shape
-    rows = slice(max(top - pad, 0), top + height + pad)
-    columns = slice(max(left - pad, 0), left + width + pad)
-    seen, known = grey[rows, columns], base[rows, columns]
-    whole = np.zeros(seen.shape, np.uint8)
-    y, x = top - rows.start, left - columns.start
-    whole[y : y + height, x : x + width] = mask
-    kernel = np.ones((3, 3), np.uint8)
-    rim = cv2.morphologyEx(whole, cv2.MORPH_GRADIENT, kernel) > 0
-    here = float(cv2.morphologyEx(seen, cv2.MORPH_GRADIENT, kernel)[rim].sum())
-    there = float(cv2.morphologyEx(known, cv2.MORPH_GRADIENT, kernel)[rim].sum())
-    return (here - there) / (here + there + 1)
-
-
-def _score(blob: _Blob, state: LocateState) -> float:
-    if blob.outline < GHOST:
+def _nearness(blob: Blob, place: tuple[float, float], area: float) -> float:
+    """1 at a place, 0 some body lengths away from it."""
+    if np.isnan(place[0]):
         return 0.0
-    size = 1.0
-    near = 0.0
-    if np.isfinite(state.x):
-        distance = np.hypot(blob.x - state.x, blob.y - state.y) / np.sqrt(state.area)
-        near = float(np.exp(-(distance**2) / 4))
-        size = float(np.exp(-(np.log(blob.area / state.area) ** 2) / 2)) ** state.alive
-    life = 0.1 + max(blob.life, near * (0.2 + state.alive))
-    compact = min(1.0, 3 * blob.width / blob.length)
-    return blob.contrast * float(np.sqrt(blob.area)) * size * life * compact
+    squared = ((blob.x - place[0]) ** 2 + (blob.y - place[1]) ** 2) / area
+    return float(np.exp(-squared / 4))
 
 
-def _credible(blob: _Blob, state: LocateState) -> bool:
-    if blob.contrast < CONTRAST_MIN or blob.score <= 0:
-        return False
-    return True
+def _life(blob: Blob) -> float:
+    return min(1.0, blob.life / LIVELY)
 
 
-def _learn(grey: Grey, background: Plane, blobs: list[_Blob], best: _Blob | None, state: LocateState) -> Plane:
-    step = np.clip((grey - background) * np.float32(0.1), -STEP, STEP)
-    confirmed = state.alive > CONFIRMED
-    kept = np.zeros(grey.shape, np.uint8)
-    for blob in blobs:
-        box = (slice(blob.top, blob.top + blob.mask.shape[0]), slice(blob.left, blob.left + blob.mask.shape[1]))
-        if blob is best or not confirmed and blob.outline >= GHOST:
-            kept[box] |= blob.mask
-    kept = cv2.dilate(kept, np.ones((7, 7), np.uint8))
-    learnt = np.where(kept > 0, background, background + step)
-    for blob in blobs:
-        if blob.outline < GHOST:
-            box = (slice(blob.top, blob.top + blob.mask.shape[0]), slice(blob.left, blob.left + blob.mask.shape[1]))
-            inside = (blob.mask > 0) & (kept[box] == 0)
-            learnt[box][inside] = grey[box][inside]
-    return learnt.astype(np.float32)
+def _standing(blob: Blob, state: LocateState) -> float:
+    """Evidence that a blob is the animal, from what it has done."""
+    trust = 2 * state.credit * _nearness(blob, state.home, state.area)
+    return max(_life(blob), trust) + LOYALTY * _nearness(blob, state.place, state.area)
 
 
-def _sighting(blob: _Blob, state: LocateState) -> Sighting:
+def _choose(candidates: list[Blob], state: LocateState) -> Blob | None:
+    """The most likely animal, or None."""
+    known = not np.isnan(state.area)
+    usual_area = state.area if known else USUAL_AREA * state.background.size
+    spread = AREA_SPREAD + state.credit * (KNOWN_SPREAD - AREA_SPREAD)
+    best, best_score = None, 0.0
+    for blob in candidates:
+        if blob.is_ghost or blob.contrast < CONTRAST_MIN:
+            continue
+        standing = _standing(blob, state)
+        if state.credit > CONFIRMED and standing < 0.1:
+            continue  # a known animal has either stayed or moved
+        score = plausibility(blob, usual_area, spread) * (0.05 + standing)
+        if score > best_score:
+            best, best_score = blob, score
+    return best
+
+
+def _learnt(grey: Grey, background: Plane, candidates: list[Blob], animal: Blob | None, state: LocateState) -> Plane:
+    """The next background. As long as no living animal is known, none of the candidates is learnt."""
+    ghosts = [blob for blob in candidates if blob.is_ghost]
+    if state.credit > CONFIRMED:
+        kept = [animal] if animal is not None else []
+    else:
+        kept = [blob for blob in candidates if not blob.is_ghost]
+    return learn(grey, background, kept, ghosts)
+
+
+def _remembered(animal: Blob, grey: Grey, threshold: float, state: LocateState) -> LocateState:
+    """The state after a sighting: who leaves its place, and leaves it bare, has moved, and earns credit."""
+    place = (animal.x, animal.y)
+    same = _nearness(animal, state.place, state.area) > SAME_NEARNESS and animal.sign == state.sign
+    trusted = same and state.home == state.place or _nearness(animal, state.home, state.area) > SAME_NEARNESS
+    anchor, credit, polarity = state.anchor if same else place, state.credit * FORGET, state.polarity
+    earned = LIFE_CREDIT * _life(animal) ** 2 if same else 0.0
+    if np.hypot(animal.x - anchor[0], animal.y - anchor[1]) > TRAVEL * np.sqrt(state.area):
+        column, row = round(anchor[0]), round(anchor[1])
+        if animal.sign * (float(grey[row, column]) - state.background[row, column]) < threshold:
+            anchor, earned, trusted = place, CREDIT, True
+    trusted = trusted or same and credit < CONFIRMED and _life(animal) > 0.5
+    credit += earned * (1 - credit)
+    polarity += earned * (animal.sign - polarity)
+    usual = state.area if same or credit > CONFIRMED else animal.area
+    area = usual * (animal.area / usual) ** (0.05 if trusted or credit < CONFIRMED else 0.0)
+    home = place if trusted else state.home
+    state = replace(
+        state, place=place, home=home, anchor=anchor, sign=animal.sign, area=area, credit=credit, polarity=polarity
+    )
+    return state if state.window_px else _settling(animal.length * _scale(state), trusted, same, state)
+
+
+def _settling(length_px: float, trusted: bool, same: bool, state: LocateState) -> LocateState:
+    """The state with one more length, and with the window when there are enough."""
+    lengths = (*state.lengths_px, length_px)[-WINDOW_PATIENCE_FRAMES:] if same or trusted else (length_px,)
+    needed = WINDOW_FRAMES if trusted and state.credit > CONFIRMED else WINDOW_PATIENCE_FRAMES
+    if len(lengths) < needed:
+        return replace(state, lengths_px=lengths)
+    side = 8 * round(2 * float(np.median(lengths[-needed:])) / 8)
+    limit = min(state.shape)
+    return replace(state, lengths_px=(), window_px=min(max(side, WINDOW_MIN_PX), limit))
+
+
+def _scale(state: LocateState) -> float:
+    """Pixels of the full frame per pixel of the search picture."""
+    return float(np.sqrt(state.shape[0] * state.shape[1] / state.background.size))
+
+
+def _sighting(animal: Blob, state: LocateState) -> Sighting:
     height, width = state.background.shape
-    across, down = state.shape[1] / width, state.shape[0] / height
-    scale = float(np.sqrt(across * down))
-    confidence = min(1.0, blob.contrast / 40) * (0.5 + 0.5 * max(state.alive, min(1.0, blob.life)))
+    scale = _scale(state)
+    clarity = min(1.0, animal.contrast / (4 * CONTRAST_MIN))
     return Sighting(
-        True,
-        (blob.x + 0.5) * across - 0.5,
-        (blob.y + 0.5) * down - 0.5,
-        confidence,
-        blob.area * across * down,
-        blob.length * scale,
-        max(1.0, blob.length / blob.width),
+        found=True,
+        x_px=(animal.x + 0.5) * state.shape[1] / width - 0.5,
+        y_px=(animal.y + 0.5) * state.shape[0] / height - 0.5,
+        confidence=clarity * (0.5 + 0.5 * state.credit),
+        area_px=animal.area * scale**2,
+        length_px=animal.length * scale,
+        elongation=max(1.0, animal.length / animal.width),
     )
-
-
-def _remember(blob: _Blob, sighting: Sighting, state: LocateState) -> LocateState:
-    alive = min(1.0, state.alive * FORGET + 0.1 * min(blob.life * 2, 1.0))
-    lengths = state.lengths_px
-    window = state.window_px
-    if not window:
-        lengths = (*lengths, sighting.length_px)
-        if len(lengths) == WINDOW_FRAMES:
-            window = _window(lengths, state.shape)
-            lengths = ()
-    area = blob.area if not np.isfinite(state.area) else state.area * (blob.area / state.area) ** 0.05
-    polarity = state.polarity + 0.05 * min(1.0, blob.life * 2) * (blob.sign - state.polarity)
-    return replace(
-        state, x=blob.x, y=blob.y, area=area, alive=alive, polarity=polarity, lengths_px=lengths, window_px=window
-    )
-
-
-def _window(lengths_px: tuple[float, ...], shape: tuple[int, int]) -> int:
-    side = 8 * round(2 * float(np.median(lengths_px)) / 8)
-    return int(min(max(side, 48), min(shape)))

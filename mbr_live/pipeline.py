@@ -67,6 +67,10 @@ class Pipeline:
         fresh = fresh_rule_states(self._rules)
         return LaneState(last_index, locate.initial_state(), temporal, None, fresh, 0, 0, 0, 0)
 
+    def window_px(self, camera: str, state: LaneState) -> int | None:
+        """Side of the crop window: the camera's own if it was given, else as found; None while not found yet."""
+        return self._window_px.get(camera) or locate.window_px(state.locate)
+
     def step(
         self, frames: Sequence[Frame], states: Mapping[str, LaneState]
     ) -> tuple[list[Decision], dict[str, LaneState]]:
@@ -116,7 +120,7 @@ class Pipeline:
         state = replace(state, locate=located)
         if not sighting.found:
             return sighting, Status.LOST, None, state
-        window_px = self._window_px.get(frame.camera) or locate.window_px(located)
+        window_px = self.window_px(frame.camera, state)
         if window_px is None:
             return sighting, Status.WARMUP, None, state
         crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)

@@ -17,7 +17,7 @@ from types import FrameType
 SUPERVISOR_VARIABLE = "MBR_LIVE_SUPERVISOR"
 EXIT_USER_ERROR = 2  # something that trying again does not mend
 RESTARTS_PER_MINUTE = 5
-_BACKOFF_S = 0.3
+_PAUSE_S = 0.3  # between a death and the restart
 
 
 @dataclass
@@ -58,10 +58,11 @@ class Child:
     name: str
     arguments: Sequence[str]  # of mbr-live
     log: Path
+    restarts_per_minute: int = RESTARTS_PER_MINUTE  # more often, and it is given up
     restarts: int = 0
     failed: bool = False  # given up
     _process: subprocess.Popen[bytes] | None = None
-    _deaths_s: deque[float] = field(default_factory=lambda: deque(maxlen=RESTARTS_PER_MINUTE))
+    _deaths_s: deque[float] = field(default_factory=lambda: deque(maxlen=1000))
     _start_at_s: float = 0.0
     _log_start: int = 0  # where in the log file the words of the running process begin
 
@@ -101,9 +102,9 @@ class Child:
             return False
         if not self._start_at_s:
             lately = [at_s for at_s in self._deaths_s if now_s - at_s < 60]
-            self.failed = code == EXIT_USER_ERROR or len(lately) >= RESTARTS_PER_MINUTE
+            self.failed = code == EXIT_USER_ERROR or len(lately) >= self.restarts_per_minute
             self._deaths_s.append(now_s)
-            self._start_at_s = now_s + _BACKOFF_S * 2 ** len(lately)
+            self._start_at_s = now_s + _PAUSE_S
         if self.failed or now_s < self._start_at_s:
             return False
         self._start_at_s = 0.0

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from mbr_live.config import Camera, Config, Loss, VideoSource, Wire
-from mbr_live.processes import Child, Stop, stop_all, stop_signal
+from mbr_live.processes import RESTARTS_PER_MINUTE, Child, Stop, stop_all, stop_signal
 from mbr_live.sinks import LABELS_SUFFIX
 from mbr_live.sources import VideoFile
 from mbr_live.types import MbrError
@@ -29,16 +29,23 @@ _log = logging.getLogger(__name__)
 class System:
     """The processes of one live system. `with System(...) as system` has them running, and stopped at the end."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, restarts_per_minute: int = RESTARTS_PER_MINUTE) -> None:
         """Write the configuration that the processes will read into the output folder."""
         self.config = config
         config.out.mkdir(parents=True, exist_ok=True)
         self.config_path = config.out / "system.json"
         self.config_path.write_text(config.model_dump_json(indent=2) + "\n")
         logs = config.out / "logs"
-        self.inference = Child("inference", ("infer", str(self.config_path)), logs / "inference.log")
+        self.inference = Child(
+            "inference", ("infer", str(self.config_path)), logs / "inference.log", restarts_per_minute
+        )
         self.captures = [
-            Child(camera.name, ("capture", str(self.config_path), camera.name), logs / f"capture-{camera.name}.log")
+            Child(
+                camera.name,
+                ("capture", str(self.config_path), camera.name),
+                logs / f"capture-{camera.name}.log",
+                restarts_per_minute,
+            )
             for camera in config.camera
         ]
 

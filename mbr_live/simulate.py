@@ -6,6 +6,7 @@ and seed; what the animal does, how the arena looks and the sensor's noise each 
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,7 +52,7 @@ class Simulation:
     """One endless recording. `empty` leaves the animal out of the picture, but not out of the truth.
 
     The same condition, seed and frame number give the same picture, whichever frames were rendered before.
-    Raises MbrError for an unknown condition.
+    Raises MbrError for an unknown condition or a negative seed.
     """
 
     def __init__(self, condition: str, seed: int, *, empty: bool = False) -> None:
@@ -59,6 +60,8 @@ class Simulation:
             raise MbrError(
                 f"simulated camera: there is no condition {condition!r}; choose one of {', '.join(CONDITIONS)}."
             )
+        if seed < 0:
+            raise MbrError(f"simulated camera: the seed is {seed}; choose a whole number from 0 on.")
         self.condition = CONDITIONS[condition]
         streams = np.random.SeedSequence([seed, zlib.crc32(condition.encode())]).spawn(3)
         scene_rng, life_rng, noise_rng = (np.random.Generator(np.random.PCG64(stream)) for stream in streams)
@@ -116,9 +119,9 @@ def record(
     """
     simulation = Simulation(condition, seed)
     fps = simulation.condition.fps
-    total = round(seconds * fps)
+    total = round(seconds * fps) if math.isfinite(seconds) else 0
     if total < 1:
-        raise MbrError(f"simulated recording: {seconds} s holds no frame at {float(fps):.2f} fps; ask for more.")
+        raise MbrError(f"simulated recording: {seconds} s holds no frame at {float(fps):.2f} fps; give more seconds.")
     with _complete(video) as film, _complete(truth) as table, table.open("w", encoding="utf-8") as rows:
         rows.write(TRUTH_HEADER + "\n")
         with av.open(str(film), "w", format="mp4") as container:

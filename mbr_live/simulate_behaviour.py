@@ -259,13 +259,13 @@ class Life:
         pose.washing = _towards(pose.washing, float(grooming and self._flank == 0), dt, 0.15)
         bend = 1.7 * self._flank if grooming else 0.22 * self._turning
         pose.bend = _towards(pose.bend, min(max(bend, -1.8), 1.8), dt, 0.15)
-        yaw = 1.0 * self._flank if grooming else self._glance
-        pose.head_yaw = _towards(pose.head_yaw, min(max(yaw, -1.1), 1.1), dt, 0.12)
+        yaw = 1.5 * self._flank if grooming else self._glance
+        pose.head_yaw = _towards(pose.head_yaw, min(max(yaw, -1.5), 1.5), dt, 0.12)
 
     def _drag_tail(self) -> None:
         """Each joint follows the one before it at a fixed distance and bends only so far."""
         pose = self.pose
-        back = pose.heading + math.pi - 0.4 * pose.bend + 0.12 * pose.stride * math.sin(pose.gait)
+        back = pose.heading + math.pi - 0.4 * pose.bend * pose.postures[0] + 0.12 * pose.stride * math.sin(pose.gait)
         back_x, back_y = math.cos(back), math.sin(back)
         reach = self.length_px * (0.44 - 0.24 * (1.0 - pose.postures[0]))
         step = TAIL_LENGTHS * self.length_px / (TAIL_JOINTS - 1)

@@ -53,7 +53,7 @@ _CHEST = (5, 7, 9)  # balls with a ventral ball beneath
 
 # Forepaws and hind feet per posture: forward, sideways, height in body lengths.
 _FOREPAWS = np.array([(0.20, 0.12, 0.02), (0.34, 0.06, 0.16), (0.21, 0.08, 0.56), (0.30, 0.12, 0.70)])
-_HINDFEET = np.array([(-0.20, 0.18, 0.02), (0.05, 0.20, 0.03), (0.07, 0.15, 0.03), (0.05, 0.15, 0.03)])
+_HINDFEET = np.array([(-0.20, 0.18, 0.02), (0.05, 0.20, 0.03), (0.04, 0.14, 0.03), (0.04, 0.14, 0.03)])
 
 
 def _along_spine() -> Floats:
@@ -103,7 +103,7 @@ _COVERS = (FUR,) * _SPINE + (VENTRAL,) * len(_CHEST) + (EAR,) * 2 + (EYE,) * 2 +
 
 
 def body(pose: Pose, length_px: float) -> Floats:
-    """The balls of the animal in this pose [N, 4]; spine first, then chest, face and feet."""
+    """The balls of the animal in this pose [N, 4]; spine first, then chest, face, feet and arms."""
     postures = np.array(pose.postures)
     ahead, height, radius = np.tensordot(postures, _SPINES, axes=1).T
     groom = pose.postures[1]
@@ -111,13 +111,13 @@ def body(pose: Pose, length_px: float) -> Floats:
     radius = radius * (1.0 + 0.012 * math.sin(pose.breath))
     wash = groom * pose.washing * math.sin(pose.stroke)
     lick = groom * (1 - pose.washing) * math.sin(pose.stroke)
-    bend, yaw = pose.bend + 0.25 * wash, pose.head_yaw + 0.65 * wash + 0.3 * lick
+    bend, yaw = pose.bend + 0.25 * wash, pose.head_yaw + 0.65 * wash + 0.5 * lick
     spine = np.stack([*_bent(ahead, bend), height], axis=1)
     cos, sin = np.cos(yaw * _TURNS), np.sin(yaw * _TURNS)
     turned = spine[:, :2] - spine[_NECK, :2]
     spine[:, 0] = spine[_NECK, 0] + cos * turned[:, 0] - sin * turned[:, 1]
     spine[:, 1] = spine[_NECK, 1] + sin * turned[:, 0] + cos * turned[:, 1]
-    feet = _feet(pose, wash)
+    feet = _feet(pose, wash + 0.5 * lick)
     parts = np.concatenate(
         [np.column_stack([spine, radius]), _chest(spine, radius), _face(spine), feet, _arms(spine, feet[:2])]
     )
@@ -200,7 +200,7 @@ def _outline_centre(bend: float, yaw: float, posture: int) -> tuple[float, float
     """Middle of the area that a body of length 1 covers, seen from straight above: forward, sideways, height."""
     postures = [float(posture == one) for one in range(len(_KNOTS))]
     still = Pose(0.0, 0.0, 0.0, postures, [], bend=bend, head_yaw=yaw)
-    x, y, z, r = body(still, 1.0)[: _SPINE + len(_CHEST)].T
+    x, y, z, r = body(still, 1.0).T
     columns, rows = np.meshgrid(np.linspace(-0.7, 0.7, 141), np.linspace(-0.7, 0.7, 141))
     dome = r**2 - (columns[..., None] - x) ** 2 - (rows[..., None] - y) ** 2
     top = np.where(dome > 0, z + np.sqrt(np.maximum(dome, 0)), 0)

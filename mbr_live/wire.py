@@ -71,6 +71,7 @@ class End(_Message):
 
     kind: Literal["end"] = "end"
     last_index: Annotated[int, Field(ge=-1, lt=2**63)]  # the last tick that was sampled; -1: none
+    origin_ns: _Natural  # capture time of tick 0
     counts: CaptureCounts
 
 
@@ -143,9 +144,11 @@ class FrameSender:
         beat = Heartbeat(camera=self._camera, session=self._session, counts=counts)
         self._push([beat.model_dump_json().encode()], 0.0)
 
-    def end(self, last_index: int, counts: CaptureCounts, timeout_s: float = 5.0) -> bool:
+    def end(self, last_index: int, origin_ns: int, counts: CaptureCounts, timeout_s: float = 5.0) -> bool:
         """Say that no more frames follow; waits for room in the queue. False when nobody took it."""
-        message = End(camera=self._camera, session=self._session, last_index=last_index, counts=counts)
+        message = End(
+            camera=self._camera, session=self._session, last_index=last_index, origin_ns=origin_ns, counts=counts
+        )
         return self._push([message.model_dump_json().encode()], timeout_s)
 
     def close(self) -> None:

@@ -1,0 +1,249 @@
+"""The picture without the animal, and the blobs that differ from it.
+
+*Nothing that could be an animal is background until proven otherwise.* The background starts as the first picture
+with every animal-like spot painted over from its surroundings, so that an animal that has never moved is already a
+difference from the background. Spots are extremal regions: connected parts darker (or lighter) than some level,
+ringed by something clearly lighter (darker), in the manner of MSER (Matas et al. 2002).
+
+*The animal is never learnt.* Elsewhere the background follows the picture by bounded steps, the sigma-delta
+approximation of a temporal median (Manzanera & Richefeu 2007).
+
+*A difference whose outline is in the background, not in the picture, is a place that something has left* (a "ghost",
+Cucchiara et al. 2003), and becomes background at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Grey = NDArray[np.uint8]
+"""Grey search picture or mask, uint8 [h, w]."""
+
+Plane = NDArray[np.float32]
+"""Per-pixel memory, float32 [h, w]."""
+
+SEARCH_PX = 214  # long side of the search picture: the smallest animal, 1/15 of the frame, is still 14 px long
+AREA_MIN, AREA_MAX = 0.0008, 0.12  # of the picture: limits of what may be an animal
+USUAL_AREA, AREA_SPREAD = 0.02, 1.1  # of an animal not yet known: median share, log-normal standard deviation
+CONTRAST_MIN = 10.0  # grey levels between animal and background below which nothing is believed
+NOISE_FACTOR = 5.0  # a difference counts from that many standard deviations of the picture's noise
+GAIN_STEP = 0.02  # most that the light may change between frames without being a switch
+LEVELS = 14  # grey levels at which spots are looked for
+RING_PX = 5  # width of the surroundings that a spot is compared with
+SPOTS_KEPT = 10  # painted over at the start
+LEARN_RATE = 0.1  # share of a difference that the background takes over per frame
+LEARN_STEP = 1.0  # ... but at most so many grey levels
+GHOST_OUTLINE = -0.15  # below: the outline is in the background alone
+_SQUARE_3, _SQUARE_5, _SQUARE_7 = (np.ones((side, side), np.uint8) for side in (3, 5, 7))
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A connected part of the search picture, all in its pixels."""
+
+    left: int
+    top: int
+    mask: Grey  # of its bounding box, 0 or 1
+    sign: int  # -1 darker than the surroundings, +1 lighter
+    contrast: float  # mean difference from the surroundings, grey levels
+    area: float
+    x: float  # centre of the body, without tail and shadow
+    y: float
+    length: float  # axes of the ellipse with the body's moments
+    width: float
+    solidity: float  # body area over the ellipse's
+    borders: int  # how many sides of the picture it touches
+    life: float = 0.0  # share of its outline that has moved lately
+    outline: float = 1.0  # -1: only in the background .. +1: only in the picture
+
+    @property
+    def box(self) -> tuple[slice, slice]:
+        """Rows and columns of its bounding box."""
+        height, width = self.mask.shape
+        return slice(self.top, self.top + height), slice(self.left, self.left + width)
+
+    @property
+    def is_ghost(self) -> bool:
+        """Whether it is a place that something has left."""
+        return self.outline < GHOST_OUTLINE
+
+
+def search_picture(pixels: NDArray[np.uint8]) -> Grey:
+    """The frame, uint8 [H, W, 3] RGB, as a grey picture whose long side is about SEARCH_PX."""
+    height, width = pixels.shape[:2]
+    stride = max(1, round(max(height, width) / SEARCH_PX))
+    small = cv2.resize(pixels, (width // stride, height // stride), interpolation=cv2.INTER_LINEAR_EXACT)
+    return np.asarray(cv2.blur(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), (3, 3)), dtype=np.uint8)
+
+
+def guess_background(grey: Grey) -> Plane:
+    """A first background from one picture: animal-like spots are painted over (inpainting, Telea 2004)."""
+    painted = np.zeros_like(grey)
+    usual_area = USUAL_AREA * grey.size
+    ranked = sorted(spots(grey), key=lambda spot: plausibility(spot, usual_area), reverse=True)
+    kept = 0
+    for spot in ranked:
+        if kept == SPOTS_KEPT:
+            break
+        if not painted[spot.box][spot.mask > 0].any():
+            painted[spot.box] |= spot.mask
+            kept += 1
+    painted = np.asarray(cv2.dilate(painted, _SQUARE_7), dtype=np.uint8)
+    return np.asarray(cv2.inpaint(grey, painted, 3, cv2.INPAINT_TELEA), dtype=np.float32)
+
+
+def spots(grey: Grey) -> Iterator[Blob]:
+    """Everything in one picture that could be an animal, darker or lighter than its surroundings."""
+    low, high = np.percentile(grey, (0.5, 99.8))
+    for sign in (-1, 1):
+        kind = cv2.THRESH_BINARY if sign > 0 else cv2.THRESH_BINARY_INV
+        for level in np.linspace(low, high, LEVELS + 1)[1:-1]:
+            _, mask = cv2.threshold(grey, level, 1, kind)
+            for left, top, part in _parts(np.asarray(mask, dtype=np.uint8), _SQUARE_5):
+                difference = _against_ring(grey, part, left, top, sign)
+                if difference is not None:
+                    yield measure(part, left, top, sign, difference, grey.shape)
+
+
+def compare(grey: Grey, background: Plane) -> tuple[Plane, float, float]:
+    """The background in this frame's light, the threshold for a difference, the share of pixels that differ much."""
+    seen, known = grey[::5, ::5].astype(np.float32), background[::5, ::5]
+    lit = known >= known.mean()
+    ratio = float(np.median((seen[lit] + 1) / (known[lit] + 1)))
+    gain = np.float32(min(max(ratio, 1 - GAIN_STEP), 1 + GAIN_STEP))
+    differences = np.abs(seen - known * gain)
+    noise = 1.48 * float(np.median(differences))
+    threshold = max(CONTRAST_MIN / 2, NOISE_FACTOR * min(noise, CONTRAST_MIN / 2))
+    return background * gain, threshold, float(np.mean(differences > 2 * threshold))
+
+
+def blobs(grey: Grey, background: Plane, heat: Plane, threshold: float, signs: Sequence[int]) -> list[Blob]:
+    """Animal-sized differences from the background; `heat` is recent motion, 0..1."""
+    known = np.asarray(cv2.convertScaleAbs(background), dtype=np.uint8)
+    found = []
+    for sign in signs:
+        difference = cv2.subtract(known, grey) if sign < 0 else cv2.subtract(grey, known)
+        _, mask = cv2.threshold(difference, threshold, 1, cv2.THRESH_BINARY)
+        for left, top, part in _parts(np.asarray(mask, dtype=np.uint8), _SQUARE_3):
+            box = (slice(top, top + part.shape[0]), slice(left, left + part.shape[1]))
+            life, outline = _rim(part, left, top, grey, known, heat)
+            inside = np.asarray(difference[box], dtype=np.uint8)
+            found.append(measure(part, left, top, sign, inside, grey.shape, life, outline))
+    return found
+
+
+def learn(grey: Grey, background: Plane, kept: Sequence[Blob], ghosts: Sequence[Blob]) -> Plane:
+    """The background after this frame: unchanged around `kept`, replaced by the picture at `ghosts`."""
+    mask = np.zeros_like(grey)
+    for blob in kept:
+        mask[blob.box] |= blob.mask
+    frozen = np.asarray(cv2.dilate(mask, _SQUARE_7), dtype=np.bool_)
+    step = np.clip((grey - background) * np.float32(LEARN_RATE), -LEARN_STEP, LEARN_STEP)
+    step[frozen] = 0
+    learnt: Plane = background + step
+    for ghost in ghosts:
+        left_place = (ghost.mask > 0) & ~frozen[ghost.box]
+        learnt[ghost.box][left_place] = grey[ghost.box][left_place]
+    return learnt
+
+
+def plausibility(blob: Blob, usual_area: float, spread: float = AREA_SPREAD) -> float:
+    """How well a blob looks like an animal, 0..1, apart from anything that it has done."""
+    contrast = blob.contrast / (blob.contrast + 4 * CONTRAST_MIN)
+    size = float(np.exp(-(np.log(blob.area / usual_area) ** 2) / 2 / spread**2))
+    shape = min(1.0, 4 * blob.width / blob.length) * min(1.0, max(0.0, (blob.solidity - 0.6) / 0.3))
+    return contrast * size * shape * 0.5**blob.borders
+
+
+def measure(
+    mask: Grey,
+    left: int,
+    top: int,
+    sign: int,
+    difference: Grey,
+    shape: tuple[int, ...],
+    life: float = 0.0,
+    outline: float = 1.0,
+) -> Blob:
+    """Describe the part `mask` of a picture of `shape`, whose bounding box starts at (left, top)."""
+    contrast = cv2.mean(difference, mask=mask)[0]
+    body = _body(mask, difference, contrast)
+    moments = cv2.moments(body, binaryImage=True)
+    area = moments["m00"]
+    xx, xy, yy = (moments[name] / area for name in ("mu20", "mu11", "mu02"))
+    root = float(np.hypot((xx - yy) / 2, xy))
+    length = 4 * float(np.sqrt((xx + yy) / 2 + root + 1 / 12))  # 1/12: the extent of a pixel itself
+    width = 4 * float(np.sqrt(max((xx + yy) / 2 - root, 0) + 1 / 12))
+    height, across = mask.shape
+    borders = (left <= 0) + (top <= 0) + (left + across >= shape[1]) + (top + height >= shape[0])
+    return Blob(
+        left=left,
+        top=top,
+        mask=mask,
+        sign=sign,
+        contrast=contrast,
+        area=area,
+        x=left + moments["m10"] / area,
+        y=top + moments["m01"] / area,
+        length=length,
+        width=width,
+        solidity=area / (np.pi / 4 * length * width),
+        borders=int(borders),
+        life=life,
+        outline=outline,
+    )
+
+
+def _parts(mask: Grey, smallest: Grey) -> Iterator[tuple[int, int, Grey]]:
+    """Left, top and mask of every animal-sized connected part that holds the square `smallest`."""
+    opened = cv2.morphologyEx(mask, cv2.MORPH_OPEN, smallest)
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(opened)
+    for label in range(1, count):
+        left, top, width, height, area = (int(value) for value in stats[label])
+        if AREA_MIN < area / mask.size < AREA_MAX:
+            yield left, top, (labels[top : top + height, left : left + width] == label).astype(np.uint8)
+
+
+def _body(mask: Grey, difference: Grey, contrast: float) -> Grey:
+    """The mask without tail, feet, and the shadow or reflection, which differ less from the background."""
+    core = mask * (difference > contrast / 2)
+    side = max(3, int(0.3 * np.sqrt(np.count_nonzero(core)))) | 1
+    padded = cv2.copyMakeBorder(core, side, side, side, side, cv2.BORDER_CONSTANT, value=0)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    body = cv2.morphologyEx(padded, cv2.MORPH_OPEN, kernel)[side:-side, side:-side]
+    return np.asarray(body if body.any() else mask, dtype=np.uint8)
+
+
+def _window(mask: Grey, left: int, top: int, shape: tuple[int, ...], pad: int) -> tuple[tuple[slice, slice], Grey]:
+    """The bounding box of a part, wider by `pad` but inside the picture, and the part's mask in it."""
+    x, y = max(left - pad, 0), max(top - pad, 0)
+    right, bottom = min(left + mask.shape[1] + pad, shape[1]), min(top + mask.shape[0] + pad, shape[0])
+    inside = np.zeros((bottom - y, right - x), np.uint8)
+    inside[top - y : top - y + mask.shape[0], left - x : left - x + mask.shape[1]] = mask
+    return (slice(y, bottom), slice(x, right)), inside
+
+
+def _against_ring(grey: Grey, mask: Grey, left: int, top: int, sign: int) -> Grey | None:
+    """Difference of a spot from what surrounds it, over its bounding box; None if that is not a clear contrast."""
+    window, inside = _window(mask, left, top, grey.shape, RING_PX + 1)
+    side = 2 * RING_PX + 3
+    ring = cv2.dilate(inside, np.ones((side, side), np.uint8)) - cv2.dilate(inside, _SQUARE_3)
+    # Not the mean: all around, but for a small part, the surroundings must stand off.
+    around = float(np.percentile(grey[window][ring > 0], 15 if sign < 0 else 85)) if ring.any() else 0.0
+    box = grey[top : top + mask.shape[0], left : left + mask.shape[1]]
+    difference = np.clip(sign * (box.astype(np.int16) - around), 0, 255).astype(np.uint8)
+    return difference if cv2.mean(difference, mask=mask)[0] >= CONTRAST_MIN else None
+
+
+def _rim(mask: Grey, left: int, top: int, grey: Grey, known: Grey, heat: Plane) -> tuple[float, float]:
+    """Share of a part's outline that has moved lately, and whether the outline is of the picture or the background."""
+    window, inside = _window(mask, left, top, grey.shape, 2)
+    rim = cv2.morphologyEx(inside, cv2.MORPH_GRADIENT, _SQUARE_3)
+    here = cv2.mean(cv2.morphologyEx(grey[window], cv2.MORPH_GRADIENT, _SQUARE_3), mask=rim)[0]
+    there = cv2.mean(cv2.morphologyEx(known[window], cv2.MORPH_GRADIENT, _SQUARE_3), mask=rim)[0]
+    return cv2.mean(heat[window], mask=rim)[0], (here - there) / (here + there + 1)

@@ -1,0 +1,59 @@
+"""What the tests share: where real video lies, a short simulated recording, the shipped bundle."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from mbr_live.bundle import Bundle, load_bundle
+from mbr_live.config import DEMO_BUNDLE
+from mbr_live.engine import OpenVinoEngine
+from mbr_live.simulate import record
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def realdata() -> Path:
+    """Folder of the real recordings; without it the test is skipped and says so."""
+    folder = Path(os.environ.get("MBR_REALDATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real recordings at {folder} (set MBR_REALDATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_bundle() -> Bundle:
+    return load_bundle(DEMO_BUNDLE)
+
+
+@pytest.fixture(scope="session")
+def engine(demo_bundle: Bundle) -> OpenVinoEngine:
+    return OpenVinoEngine(demo_bundle)
+
+
+@pytest.fixture(scope="session")
+def box_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve simulated seconds at 10 fps."""
+    return _recorded(tmp_path_factory, "box", 11, 12)
+
+
+@pytest.fixture(scope="session")
+def clutter_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve simulated seconds at 29.97 fps."""
+    return _recorded(tmp_path_factory, "clutter", 12, 12)
+
+
+@pytest.fixture(scope="session")
+def dark_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve simulated seconds in poor light."""
+    return _recorded(tmp_path_factory, "dark", 13, 12)
+
+
+def _recorded(factory: pytest.TempPathFactory, condition: str, seed: int, seconds: float) -> Path:
+    folder = factory.mktemp("simulated")
+    video = folder / f"{condition}.mp4"
+    record(condition, seed, seconds, video, folder / f"{condition}.truth.csv")
+    return video
