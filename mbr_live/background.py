@@ -15,7 +15,7 @@ Cucchiara et al. 2003), and becomes background at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 
 Grey = NDArray[np.uint8]
 """Grey search picture or mask, uint8 [h, w]."""
+
+Labels = NDArray[np.int32]
+"""Numbers of the connected parts of a picture, int32 [h, w], and what is counted of them."""
 
 Plane = NDArray[np.float32]
 """Per-pixel memory, float32 [h, w]."""
@@ -35,7 +38,8 @@ NOISE_FACTOR = 5.0  # a difference counts from that many standard deviations of 
 GAIN_STEP = 0.02  # most that the light may change between frames without being a switch
 LEVELS = 14  # grey levels at which spots are looked for
 RING_PX = 5  # width of the surroundings that a spot is compared with
-SPOTS_KEPT = 10  # painted over at the start
+SPOTS_SHARE = 0.3  # of the best spot's plausibility: what is painted over at the start
+SOLID = 0.8  # of its ellipse: a blob that fills less may be the animal and something else
 LEARN_RATE = 0.1  # share of a difference that the background takes over per frame
 LEARN_STEP = 1.0  # ... but at most so many grey levels
 GHOST_OUTLINE = -0.15  # below: the outline is in the background alone
@@ -58,6 +62,7 @@ class Blob:
     width: float
     solidity: float  # body area over the ellipse's
     borders: int  # how many sides of the picture it touches
+    stability: float = 1.0  # share that it keeps of itself when the level that cuts it out is tightened by a step
     life: float = 0.0  # share of its outline that has moved lately
     outline: float = 1.0  # -1: only in the background .. +1: only in the picture
 
@@ -83,16 +88,13 @@ def search_picture(pixels: NDArray[np.uint8]) -> Grey:
 
 def guess_background(grey: Grey) -> Plane:
     """A first background from one picture: animal-like spots are painted over (inpainting, Telea 2004)."""
-    painted = np.zeros_like(grey)
     usual_area = USUAL_AREA * grey.size
-    ranked = sorted(spots(grey), key=lambda spot: plausibility(spot, usual_area), reverse=True)
-    kept = 0
-    for spot in ranked:
-        if kept == SPOTS_KEPT:
+    ranked = sorted(((plausibility(spot, usual_area), spot) for spot in spots(grey)), key=lambda pair: -pair[0])
+    painted = np.zeros_like(grey)
+    for score, spot in ranked:
+        if score < SPOTS_SHARE * ranked[0][0]:
             break
-        if not painted[spot.box][spot.mask > 0].any():
-            painted[spot.box] |= spot.mask
-            kept += 1
+        painted[spot.box] |= spot.mask
     painted = np.asarray(cv2.dilate(painted, _SQUARE_7), dtype=np.uint8)
     return np.asarray(cv2.inpaint(grey, painted, 3, cv2.INPAINT_TELEA), dtype=np.float32)
 
@@ -100,14 +102,22 @@ def guess_background(grey: Grey) -> Plane:
 def spots(grey: Grey) -> Iterator[Blob]:
     """Everything in one picture that could be an animal, darker or lighter than its surroundings."""
     low, high = np.percentile(grey, (0.5, 99.8))
-    for sign in (-1, 1):
-        kind = cv2.THRESH_BINARY if sign > 0 else cv2.THRESH_BINARY_INV
-        for level in np.linspace(low, high, LEVELS + 1)[1:-1]:
+    levels = np.linspace(low, high, LEVELS + 1)[1:-1]
+    for sign, kind in ((-1, cv2.THRESH_BINARY_INV), (1, cv2.THRESH_BINARY)):
+        looser = np.zeros(grey.shape, np.int32)  # area of the part that a pixel belongs to at the level before
+        for level in levels[::sign]:  # from loose to tight
             _, mask = cv2.threshold(grey, level, 1, kind)
-            for left, top, part in _parts(np.asarray(mask, dtype=np.uint8), _SQUARE_5):
+            labels, stats = _labelled(np.asarray(mask, dtype=np.uint8), _SQUARE_5)
+            for left, top, part in _parts(labels, stats, grey.size):
                 difference = _against_ring(grey, part, left, top, sign)
                 if difference is not None:
-                    yield measure(part, left, top, sign, difference, grey.shape)
+                    row, column = divmod(int(part.argmax()), part.shape[1])
+                    stability = np.count_nonzero(part) / max(looser[top + row, left + column], 1)
+                    spot = measure(part, left, top, sign, difference, grey.shape)
+                    yield replace(spot, stability=min(1.0, stability))
+            areas = stats[:, 4].copy()
+            areas[0] = 0
+            looser = areas[labels]
 
 
 def compare(grey: Grey, background: Plane) -> tuple[Plane, float, float]:
@@ -129,11 +139,26 @@ def blobs(grey: Grey, background: Plane, heat: Plane, threshold: float, signs: S
     for sign in signs:
         difference = cv2.subtract(known, grey) if sign < 0 else cv2.subtract(grey, known)
         _, mask = cv2.threshold(difference, threshold, 1, cv2.THRESH_BINARY)
-        for left, top, part in _parts(np.asarray(mask, dtype=np.uint8), _SQUARE_3):
+        for left, top, part in _parts(*_labelled(np.asarray(mask, dtype=np.uint8), _SQUARE_3), grey.size):
             box = (slice(top, top + part.shape[0]), slice(left, left + part.shape[1]))
             life, outline = _rim(part, left, top, grey, known, heat)
             inside = np.asarray(difference[box], dtype=np.uint8)
-            found.append(measure(part, left, top, sign, inside, grey.shape, life, outline))
+            blob = measure(part, left, top, sign, inside, grey.shape, life, outline)
+            found.append(blob)
+            if blob.solidity < SOLID:
+                found += _split(blob, inside, grey, known, heat)
+    return found
+
+
+def _split(blob: Blob, difference: Grey, grey: Grey, known: Grey, heat: Plane) -> list[Blob]:
+    """The parts of a ragged blob that differ more than it does on average: an animal beside its shadow."""
+    core = blob.mask * (difference > blob.contrast)
+    found = []
+    for left, top, part in _parts(*_labelled(core.astype(np.uint8), _SQUARE_3), grey.size):
+        inside = difference[top : top + part.shape[0], left : left + part.shape[1]]
+        left, top = left + blob.left, top + blob.top
+        life, outline = _rim(part, left, top, grey, known, heat)
+        found.append(measure(part, left, top, blob.sign, inside, grey.shape, life, outline))
     return found
 
 
@@ -157,7 +182,7 @@ def plausibility(blob: Blob, usual_area: float, spread: float = AREA_SPREAD) -> 
     contrast = blob.contrast / (blob.contrast + 4 * CONTRAST_MIN)
     size = float(np.exp(-(np.log(blob.area / usual_area) ** 2) / 2 / spread**2))
     shape = min(1.0, 4 * blob.width / blob.length) * min(1.0, max(0.0, (blob.solidity - 0.6) / 0.3))
-    return contrast * size * shape * 0.5**blob.borders
+    return contrast * size * shape * blob.stability * 0.5**blob.borders
 
 
 def measure(
@@ -199,13 +224,17 @@ def measure(
     )
 
 
-def _parts(mask: Grey, smallest: Grey) -> Iterator[tuple[int, int, Grey]]:
-    """Left, top and mask of every animal-sized connected part that holds the square `smallest`."""
+def _labelled(mask: Grey, smallest: Grey) -> tuple[Labels, Labels]:
+    """Labels [h, w] and statistics [parts, 5] of the connected parts where the square `smallest` fits in."""
     opened = cv2.morphologyEx(mask, cv2.MORPH_OPEN, smallest)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(opened)
-    for label in range(1, count):
-        left, top, width, height, area = (int(value) for value in stats[label])
-        if AREA_MIN < area / mask.size < AREA_MAX:
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(opened)
+    return np.asarray(labels, dtype=np.int32), np.asarray(stats, dtype=np.int32)
+
+
+def _parts(labels: Labels, stats: Labels, size: int) -> Iterator[tuple[int, int, Grey]]:
+    """Left, top and mask of every connected part that has the size of an animal in a picture of `size` pixels."""
+    for label, (left, top, width, height, area) in enumerate(stats.tolist()):
+        if label and AREA_MIN < area / size < AREA_MAX:
             yield left, top, (labels[top : top + height, left : left + width] == label).astype(np.uint8)
 
 

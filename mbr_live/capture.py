@@ -120,11 +120,11 @@ class Journal:
         self.resume: SamplerState | None = None
         self.next_source_frame = 0
         self.last_time_ns: int | None = None
-        if path.exists():
-            cut_torn_row(path)
-        self._file = FileIO(path, "a")
-        if path.stat().st_size == 0:
-            append(self._file, JOURNAL_HEADER + "\n")
+        self._path = path
+        self._file: FileIO | None = None  # opened by the first frame: a camera that never opens leaves nothing behind
+        if not path.exists():
+            return
+        cut_torn_row(path)
         first, last = journal_ends(path)
         if first is not None and last is not None:
             self.resume = SamplerState(first[2], last[0], None)
@@ -133,11 +133,16 @@ class Journal:
 
     def note(self, frame: Frame) -> None:
         """Append the row of one frame."""
+        if self._file is None:
+            self._file = FileIO(self._path, "a")
+            if self._path.stat().st_size == 0:
+                append(self._file, JOURNAL_HEADER + "\n")
         append(self._file, f"{frame.index},{frame.source_frame},{frame.time_ns}\n")
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 class Recorder:

@@ -174,12 +174,17 @@ def _choose(candidates: list[Blob], state: LocateState) -> Blob | None:
 
 
 def _learnt(grey: Grey, background: Plane, candidates: list[Blob], animal: Blob | None, state: LocateState) -> Plane:
-    """The next background. As long as no living animal is known, none of the candidates is learnt."""
+    """The next background. As long as no living animal is known, none of the candidates is learnt.
+
+    While a known animal moves, whatever else stands still is not an animal, and is learnt at once.
+    """
     ghosts = [blob for blob in candidates if blob.is_ghost]
-    if state.credit > CONFIRMED:
-        kept = [animal] if animal is not None else []
-    else:
-        kept = [blob for blob in candidates if not blob.is_ghost]
+    others = [blob for blob in candidates if not blob.is_ghost and blob is not animal]
+    kept = [] if animal is None else [animal]
+    if state.credit < CONFIRMED:
+        kept += others
+    elif animal is not None and _life(animal) > 0.5:
+        ghosts += [blob for blob in others if _life(blob) < 0.1]
     return learn(grey, background, kept, ghosts)
 
 

@@ -40,7 +40,7 @@ class TcnConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    channels: Annotated[int, Field(ge=1)] = 64
+    channels: Annotated[int, Field(ge=2)] = 64
     blocks: Annotated[int, Field(ge=1, le=12)] = 5
     kernel: Annotated[int, Field(ge=2)] = 3
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1

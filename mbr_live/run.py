@@ -32,6 +32,7 @@ class System:
     def __init__(self, config: Config, *, restarts_per_minute: int = RESTARTS_PER_MINUTE) -> None:
         """Write the configuration that the processes will read into the output folder."""
         self.config = config
+        self._given_up: list[Child] = []
         config.out.mkdir(parents=True, exist_ok=True)
         self.config_path = config.out / "system.json"
         self.config_path.write_text(config.model_dump_json(indent=2) + "\n")
@@ -80,6 +81,9 @@ class System:
         for child in (self.inference, *self.captures):
             if child.revive(time.monotonic()):
                 _log.warning("%s had died and was restarted (%d times so far)", child.name, child.restarts)
+            elif child.failed and child not in self._given_up:
+                self._given_up.append(child)
+                _log.error("%s is given up: %s", child.name, child.last_words())
 
     @property
     def ended(self) -> bool:
@@ -88,7 +92,7 @@ class System:
 
     def failures(self) -> list[str]:
         """What the processes that were given up said last."""
-        return [child.last_words() for child in (self.inference, *self.captures) if child.failed]
+        return [child.last_words() for child in self._given_up]
 
 
 def run(

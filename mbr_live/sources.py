@@ -199,7 +199,7 @@ def read_journal(path: Path) -> Iterator[JournalRow]:
         raise MbrError(f"{path}: there is no such frame journal. Expected the {JOURNAL_SUFFIX} of a live session.")
     with path.open() as lines:
         header = lines.readline()
-        if header != JOURNAL_HEADER + "\n":
+        if header not in (JOURNAL_HEADER + "\n", ""):
             raise MbrError(f"{path}: found the header {header[:60]!r}, expected {JOURNAL_HEADER!r}. Check the file.")
         for line in lines:
             if line.endswith("\n"):

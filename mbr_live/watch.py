@@ -77,7 +77,8 @@ def watch(
 
     with closing(StatusSubscriber(endpoint)) as subscriber:
         with suppress(KeyboardInterrupt):
-            if console.is_terminal and console.encoding.startswith("utf") and not plain:
+            drawable = console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
+            if drawable and not plain:
                 _watch_picture(dashboard, subscriber, console, over)
             else:
                 _watch_lines(dashboard, subscriber, over)

@@ -13,7 +13,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 from mbr_live import __version__
-from mbr_live.ethogram import GLYPHS, Mark, Run, axis, bar, braille_strip, span_ticks, strip
+from mbr_live.ethogram import GLYPHS, Mark, Run, axis, bar, braille_dots, braille_strip, span_ticks, strip
 from mbr_live.types import RATE_FPS, Status
 from mbr_live.watch_state import Watched, WatchedCamera
 
@@ -148,8 +148,10 @@ def _line(camera: WatchedCamera, watched: Watched, now_s: float, width: int) -> 
     if camera.figures is not None:
         fps, latency = camera.figures.fps, camera.figures.latency.get("p99_ms")
         drops = sum(camera.figures.drops.values())
-    text.append(_COLUMNS.format(number(fps, 1), number(latency), ""))
-    return [_fitted(text, width - 6).append(f"{count(drops):>6}", _ALARM if drops else "")]
+    text.append(_COLUMNS.format(number(fps, 1), number(latency), count(drops)))
+    if drops:
+        text.stylize(_ALARM, len(text) - 5)
+    return [text]
 
 
 def _rows(camera: WatchedCamera, watched: Watched, now_s: float, width: int) -> list[Text]:
@@ -278,7 +280,8 @@ def figures_of(camera: WatchedCamera) -> list[Text]:
     figures = camera.figures
     if figures is None:
         return [Text("no figures yet", _GREY)]
-    rows = [f"{count(n)} {printable(STATUS_WORDS.get(s, s))}" for s, n in list(figures.rows.items())[:8] if n]
+    by_status = sorted(list(figures.rows.items())[:8], key=lambda row: row[0] != Status.OK)
+    rows = [f"{count(n)} {printable(STATUS_WORDS.get(status, status))}" for status, n in by_status if n]
     drops = [f"{count(n)} {printable(DROP_WORDS.get(why, why))}" for why, n in list(figures.drops.items())[:8] if n]
     p50, p99 = (number(figures.latency.get(key)) for key in ("p50_ms", "p99_ms"))
     dropped = Text(f"dropped: {', '.join(drops)}", _ALARM) if drops else Text("none dropped")

@@ -1,0 +1,123 @@
+"""Files and recordings deliver every frame with its exact time."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from mbr_live.capture import Journal, Recorder
+from mbr_live.sources import JoinedFiles, Recording, journal_ends, open_video, read_journal, sampled
+from mbr_live.types import Frame, MbrError
+
+
+def test_a_file_delivers_every_frame_at_its_presentation_time(clutter_video: Path) -> None:
+    frames = [(frame.number, frame.time_ns) for frame in open_video(clutter_video)]
+    rate = Fraction(30000, 1001)
+    assert frames == [(n, round(n / rate * 1_000_000_000)) for n in range(len(frames))]
+    assert len(frames) == round(12 * rate)
+
+
+def test_sampled_frames_of_29_97_fps_do_not_drift(clutter_video: Path) -> None:
+    for frame in sampled(open_video(clutter_video), "c"):
+        assert abs(frame.time_ns - frame.index * 100_000_000) <= 17_000_000
+
+
+def test_variable_frame_rate(tmp_path: Path) -> None:
+    """Times come from the file, not from counting."""
+    times_ms = [0, 33, 70, 190, 210, 300, 333, 610, 700]
+    path = tmp_path / "vfr.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
+        for time_ms in times_ms:
+            picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), time_ms % 256, np.uint8), format="rgb24")
+            picture.pts, picture.time_base = time_ms, Fraction(1, 1000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    assert [frame.time_ns // 1_000_000 for frame in open_video(path)] == times_ms
+    assert [(f.index, f.source_frame) for f in sampled(open_video(path), "c")] == [
+        (0, 0), (2, 3), (3, 5), (6, 7), (7, 8),
+    ]  # fmt: skip
+
+
+def test_joined_files_go_on_where_the_one_before_ended(box_video: Path) -> None:
+    joined = JoinedFiles("twice", [open_video(box_video), open_video(box_video)])
+    frames = [(frame.number, frame.time_ns) for frame in joined]
+    assert frames == [(n, n * 100_000_000) for n in range(240)]
+    assert joined.estimated_frames == 240
+
+
+def test_files_of_different_size_are_not_joined(box_video: Path, realdata: Path) -> None:
+    other = open_video(realdata / "home_cage_bedded" / "minimal_top.mp4")
+    with pytest.raises(MbrError, match="one frame size"):
+        JoinedFiles("mixed", [open_video(box_video), other])
+
+
+def pictures(count: int) -> list[np.ndarray]:
+    noise = np.random.default_rng(3)
+    return [noise.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(count)]
+
+
+def test_a_recording_is_lossless_and_keeps_ticks_and_times(tmp_path: Path) -> None:
+    """Two segments, as after a restart, with a gap between them and a missing tick inside."""
+    shown = pictures(12)
+    ticks = [0, 1, 2, 4, 5, 6, 20, 21, 22, 23, 24, 25]
+    frames = [Frame("cage", tick, 3 * tick, 77 + tick * 100_000_000, 77, shown[n]) for n, tick in enumerate(ticks)]
+    for part in (frames[:6], frames[6:]):
+        with (
+            closing(Journal(tmp_path / "cage.frames.csv")) as journal,
+            closing(Recorder(tmp_path, "cage", wanted=True)) as recorder,
+        ):
+            for frame in part:
+                journal.note(frame)
+                recorder.keep(frame.index, frame.pixels)
+    recorded = list(Recording(tmp_path / "cage.frames.csv").frames("cage"))
+    assert len(recorded) == len(frames)
+    for found, expected in zip(recorded, frames, strict=True):
+        assert np.array_equal(found.pixels, expected.pixels)
+        assert (found.index, found.source_frame, found.time_ns, found.origin_ns) == (
+            expected.index, expected.source_frame, expected.time_ns, 77,
+        )  # fmt: skip
+
+
+def test_a_segment_that_was_cut_off_ends_where_it_ends(tmp_path: Path) -> None:
+    with (
+        closing(Journal(tmp_path / "cage.frames.csv")) as journal,
+        closing(Recorder(tmp_path, "cage", wanted=True)) as recorder,
+    ):
+        for n, picture in enumerate(pictures(30)):
+            journal.note(Frame("cage", n, n, n * 100_000_000, 0, picture))
+            recorder.keep(n, picture)
+    segment = tmp_path / "cage.0.mkv"
+    content = segment.read_bytes()
+    segment.write_bytes(content[: len(content) * 2 // 3])
+    recorded = list(Recording(tmp_path / "cage.frames.csv").frames("cage"))
+    assert 15 <= len(recorded) <= 21
+    assert [frame.index for frame in recorded] == list(range(len(recorded)))
+
+
+def test_a_journal_goes_on_after_a_torn_row(tmp_path: Path) -> None:
+    path = tmp_path / "cage.frames.csv"
+    path.write_text("frame,source_frame,time_ns\n0,0,1000\n1,3,100001000\n2,6,2000")
+    with closing(Journal(path)) as journal:
+        assert journal.resume is not None
+        assert (journal.resume.origin_ns, journal.resume.last_index, journal.next_source_frame) == (1000, 1, 4)
+        journal.note(Frame("cage", 7, 20, 700001000, 1000, pictures(1)[0]))
+    assert list(read_journal(path)) == [(0, 0, 1000), (1, 3, 100001000), (7, 20, 700001000)]
+    assert journal_ends(path) == ((0, 0, 1000), (7, 20, 700001000))
+
+
+def test_a_damaged_journal_is_explained(tmp_path: Path) -> None:
+    path = tmp_path / "cage.frames.csv"
+    path.write_text("frame,source_frame,time_ns\n0,zero,1000\n")
+    with pytest.raises(MbrError, match="three whole numbers"):
+        list(read_journal(path))
+    path.write_text("something,else\n")
+    with pytest.raises(MbrError, match="header"):
+        list(read_journal(path))
