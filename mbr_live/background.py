@@ -32,13 +32,14 @@ Plane = NDArray[np.float32]
 
 SEARCH_PX = 214  # long side of the search picture: the smallest animal, 1/15 of the frame, is still 14 px long
 AREA_MIN, AREA_MAX = 0.0008, 0.12  # of the picture: limits of what may be an animal
-USUAL_AREA, AREA_SPREAD = 0.02, 1.1  # of an animal not yet known: median share, log-normal standard deviation
+USUAL_AREA, AREA_SPREAD = 0.03, 1.1  # of an animal not yet known: median share, log-normal standard deviation
+BORDER_FACTORS = (1.0, 0.7, 0.05, 0.05, 0.05)  # for touching so many sides of the picture
 CONTRAST_MIN = 10.0  # grey levels between animal and background below which nothing is believed
 NOISE_FACTOR = 5.0  # a difference counts from that many standard deviations of the picture's noise
 GAIN_STEP = 0.02  # most that the light may change between frames without being a switch
 LEVELS = 14  # grey levels at which spots are looked for
 RING_PX = 5  # width of the surroundings that a spot is compared with
-SPOTS_SHARE = 0.3  # of the best spot's plausibility: what is painted over at the start
+SPOTS_SHARE = 0.5  # of the best spot's plausibility: what is painted over at the start
 SOLID = 0.8  # of its ellipse: a blob that fills less may be the animal and something else
 LEARN_RATE = 0.1  # share of a difference that the background takes over per frame
 LEARN_STEP = 1.0  # ... but at most so many grey levels
@@ -181,8 +182,8 @@ def plausibility(blob: Blob, usual_area: float, spread: float = AREA_SPREAD) -> 
     """How well a blob looks like an animal, 0..1, apart from anything that it has done."""
     contrast = blob.contrast / (blob.contrast + 4 * CONTRAST_MIN)
     size = float(np.exp(-(np.log(blob.area / usual_area) ** 2) / 2 / spread**2))
-    shape = min(1.0, 4 * blob.width / blob.length) * min(1.0, max(0.0, (blob.solidity - 0.6) / 0.3))
-    return contrast * size * shape * blob.stability * 0.5**blob.borders
+    shape = min(1.0, 4 * blob.width / blob.length) * min(1.0, max(0.0, (blob.solidity - 0.65) / 0.2))
+    return contrast * size * shape * blob.stability * BORDER_FACTORS[blob.borders]
 
 
 def measure(

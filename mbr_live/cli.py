@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mbr_live import __version__
 from mbr_live.config import DEMO_BUNDLE, Config, Loss, load_config
-from mbr_live.processes import EXIT_USER_ERROR
+from mbr_live.processes import EXIT_USER_ERROR, stop_signal
 from mbr_live.types import MbrError
 
 # The programs import what they need when they are called: `mbr-live --help` must not wait for an inference engine.
@@ -90,7 +90,8 @@ def watch(
     """The dashboard of a running system."""
     from mbr_live import watch as program
 
-    program.watch(endpoint, minutes=minutes, plain=plain, seconds=seconds)
+    with stop_signal() as stop:
+        program.watch(endpoint, minutes=minutes, plain=plain, seconds=seconds, stop=lambda: stop.requested)
 
 
 @app.command()

@@ -27,7 +27,7 @@ from mbr_live.watch import watch
 from mbr_live.wire import free_endpoint
 
 # Seeds whose first half minute shows both behaviours; the model was not trained on them.
-SCENES: tuple[tuple[ConditionName, int], ...] = (("box", 9001), ("clutter", 9002), ("dark", 9003))
+SCENES: tuple[tuple[ConditionName, int], ...] = (("box", 9219), ("clutter", 9318), ("dark", 9372))
 EXIT_DIFFERENT = 1
 
 
@@ -45,7 +45,7 @@ def demo(out: Path, *, seconds: float, plain: bool) -> int:
     """Run it all; 0 when the label logs of every camera are the same live and offline."""
     config = _config(out)
     _say(f"live: {len(SCENES)} simulated cameras for {seconds:.0f} s, through capture, ZeroMQ and inference")
-    run(config, seconds=seconds, show=lambda over: watch(config.wire.status, plain=plain, stop=over))
+    run(config, seconds=seconds, show=lambda over: watch(config.wire.status, minutes=1, plain=plain, stop=over))
     _say("offline: the recordings that were made on the way")
     offline = config.out / "offline"
     bundle = load_bundle(config.bundle)

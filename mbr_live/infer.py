@@ -149,7 +149,11 @@ class Lane:
     def status(self, now_s: float) -> CameraStatus:
         """How this camera is doing."""
         recent = [at_s for at_s in self._recent_s if now_s - at_s <= _FPS_OVER_S]
-        lost_on_way = {key: value for key, value in self.run.capture.items() if key.startswith("dropped_") and value}
+        drops = {key: value for key, value in self.run.capture.items() if key.startswith("dropped_") and value}
+        # What capture did not drop never came from the camera, or came while no process was there to take it.
+        unserved = self._log.rows["gap"] - sum(drops.values())
+        if unserved > 0:
+            drops["no_frame"] = unserved
         return CameraStatus(
             name=self.name,
             state=self._liveness(now_s),
@@ -157,7 +161,7 @@ class Lane:
             last_index=self.state.last_index,
             latency=self.latency.summary(),
             rows=dict(self._log.rows),
-            drops={**lost_on_way, **self.refused},
+            drops={**drops, **self.refused},
         )
 
     def _liveness(self, now_s: float) -> Liveness:

@@ -157,7 +157,7 @@ def _look(condition: Condition, rng: Generator) -> Look:
     fur, ventral = np.array(condition.fur) * shade, np.array(condition.ventral) * shade
     skin = np.array(condition.skin)
     colours = np.stack([fur, ventral, 0.65 * skin + 0.35 * fur, skin, np.array((18, 14, 14))]).astype(np.float32)
-    texture = cv2.GaussianBlur(rng.standard_normal((1024, 1024), np.float32), (0, 0), 1.2)
+    texture = np.asarray(cv2.GaussianBlur(rng.standard_normal((1024, 1024), np.float32), (0, 0), 1.2), np.float32)
     texture *= np.float32(0.1) / texture.std()
     angle, tilt = rng.uniform(-math.pi, math.pi), rng.uniform(0.35, 0.6)
     lamp = (math.sin(tilt) * math.cos(angle), math.sin(tilt) * math.sin(angle), math.cos(tilt))

@@ -268,7 +268,7 @@ def _shadow(centres: Floats, radii: Floats, window: Window) -> Pixels:
     for place, radius in zip(at[:_SPINE:2], radii[:_SPINE:2].tolist(), strict=True):
         cv2.circle(mask, place, round(radius * 8), 255, -1, cv2.LINE_8, 4)
     soft = cv2.GaussianBlur(mask, (0, 0), 2.4)
-    return np.asarray(cv2.resize(soft, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR), np.float32) / 255
+    return np.asarray(cv2.resize(soft, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR), np.float32) / np.float32(255)
 
 
 def _tail_cover(joints: Floats, root_px: float, window: Window) -> Pixels:
@@ -279,7 +279,7 @@ def _tail_cover(joints: Floats, root_px: float, window: Window) -> Pixels:
     for joint in range(len(at) - 1):
         thickness = 2 * root_px * (1 - 0.75 * joint / len(at))
         cv2.line(mask, at[joint], at[joint + 1], 255, max(round(thickness), 1), cv2.LINE_AA, 4)
-    return np.asarray(cv2.resize(mask, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA), np.float32) / 255
+    return np.asarray(cv2.resize(mask, (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA), np.float32) / np.float32(255)
 
 
 def _painted(seen: Floats, length_px: float, look: Look, window: Window) -> tuple[Pixels, Pixels]:

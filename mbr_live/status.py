@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-
 Liveness = Literal["waiting", "live", "stale", "ended"]
 """waiting: no frame yet; stale: no frame for over a second; ended: the capture process said so."""
 

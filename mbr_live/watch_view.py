@@ -39,6 +39,7 @@ WHY_UNKNOWN: dict[str, str] = {
 DROP_WORDS: dict[str, str] = {
     "dropped_queue_full": "queue full",
     "dropped_on_purpose": "on purpose",
+    "no_frame": "no frame",
     "jump": "jump in time",
     "size": "wrong size",
 }

@@ -219,7 +219,14 @@ class StatusSubscriber:
     def __init__(self, endpoint: str) -> None:
         self._socket = _socket(zmq.SUB, queue=1000)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
-        self._socket.connect(endpoint)
+        try:
+            self._socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            raise MbrError(
+                f"{endpoint}: this is not an address to listen to ({error.strerror}). Expected the status address of a "
+                "running system, such as tcp://127.0.0.1:5602."
+            ) from error
 
     def messages(self, timeout_s: float) -> Iterator[bytes]:
         """All messages that come within `timeout_s`, the waiting ones at once."""

@@ -79,10 +79,9 @@ def compare(video: Path, bundle: Path, rounds: int) -> None:
 def timed(command: list[str]) -> Figures:
     """Run to the end; CPU and wall seconds."""
     start = time.monotonic()
-    with open(os.devnull, "wb") as nowhere:
-        process = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed with exit code {process.returncode}")
     return usage.ru_utime + usage.ru_stime, time.monotonic() - start

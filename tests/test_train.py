@@ -1,0 +1,243 @@
+"""Training: from a dataset file to a bundle that runs, the same one every time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+torch = pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
+
+from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, load_bundle  # noqa: E402
+from mbr_live.dataset import (  # noqa: E402
+    Augmentation,
+    Dataset,
+    augment,
+    prepare,
+    read_dataset,
+    stretches,
+)
+from mbr_live.engine import OpenVinoEngine  # noqa: E402
+from mbr_live.scoring import average_precision, f1  # noqa: E402
+from mbr_live.train import train  # noqa: E402
+from mbr_live.types import MbrError  # noqa: E402
+
+TINY = """
+name = "tiny"
+summary = "Made by a test."
+warmup_frames = 10
+max_gap_s = 0.5
+simulated = [
+    { condition = "box", seed = 3, minutes = 0.12, split = "train" },
+    { condition = "box", seed = 4, minutes = 0.12, split = "validation" },
+]
+
+[[behaviours]]
+name = "grooming"
+
+[[behaviours]]
+name = "rearing"
+min_bout_s = 0.5
+bridge_s = 0.3
+
+[training]
+clip_frames = 6
+clips_per_step = 2
+clip_steps = 2
+sequence_frames = 20
+sequences_per_step = 2
+sequence_steps = 2
+"""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    assert 0 <= done <= total, stage
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def trained(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("train")
+    return train(written(folder / "tiny.toml", TINY), folder / "tiny", progress=silent, cache=cache)
+
+
+def test_bundle_runs_and_says_what_it_is(trained: Bundle) -> None:
+    manifest = load_bundle(trained.path).manifest
+    assert (manifest.name, manifest.behaviour_names, manifest.warmup_frames) == (
+        "tiny",
+        ("grooming", "rearing"),
+        10,
+    )
+    assert (manifest.min_bout_frames, manifest.bridge_frames, manifest.max_gap_frames) == ((3, 5), (2, 3), 5)
+    assert manifest.training.recordings == ("box-3 (train)", "box-4 (validation)")
+    assert {(s.recording, s.behaviour) for s in manifest.training.scores} == {
+        ("box-4", "grooming"),
+        ("box-4", "rearing"),
+    }
+    card = trained.read(CARD).decode()
+    assert card.startswith("# tiny\n") and "Made by a test." in card and "| box-4 | rearing |" in card
+    engine = OpenVinoEngine(trained)
+    features = engine.features(np.zeros((1, 160, 160, 3), np.uint8))
+    logits, _ = engine.step(features, np.zeros((1, manifest.state_size), np.float32))
+    assert np.isfinite(logits).all()
+
+
+def test_same_seed_gives_the_same_weights_and_another_does_not(trained: Bundle, cache: Path, tmp_path: Path) -> None:
+    again = train(written(tmp_path / "a.toml", TINY), tmp_path / "a", progress=silent, cache=cache)
+    other_text = TINY.replace("[training]", "[training]\nseed = 2")
+    other = train(written(tmp_path / "b.toml", other_text), tmp_path / "b", progress=silent, cache=cache)
+    for name in (FEATURES, TEMPORAL):
+        assert again.read(name) == trained.read(name) != other.read(name)
+
+
+def test_training_reports_every_stage_to_its_end(cache: Path, tmp_path: Path) -> None:
+    reported: dict[str, tuple[int, int]] = {}
+
+    def note(stage: str, done: int, total: int) -> None:
+        reported[stage] = (done, total)
+
+    train(written(tmp_path / "tiny.toml", TINY), tmp_path / "tiny", progress=note, cache=cache)
+    assert reported == {"recordings": (2, 2), "clips": (2, 2), "features": (2, 2), "sequences": (2, 2)}
+
+
+def test_recordings_are_what_the_pipeline_crops(trained: Bundle, cache: Path, tmp_path: Path) -> None:
+    recording = prepare(read_dataset(written(tmp_path / "tiny.toml", TINY)), cache, silent)[0]
+    count = len(recording.ticks)
+    assert 0 < count <= 72 and recording.ticks[0] >= 29 and np.all(np.diff(recording.ticks) > 0)
+    assert recording.crops.shape == (count, 160, 160, 3) and recording.crops.dtype == np.uint8
+    assert recording.truth.shape == (count, 2) and recording.truth.dtype == np.bool_
+
+
+def test_a_folder_with_other_things_is_refused_before_the_work(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("precious")
+    with pytest.raises(MbrError, match="Cannot write a bundle"):
+        train(written(tmp_path / "tiny.toml", TINY), tmp_path / "out", progress=silent, cache=cache)
+
+
+# Dataset files.
+
+
+def test_the_demo_dataset_is_valid() -> None:
+    demo = read_dataset(Path(__file__).parents[1] / "engines" / "demo.toml")
+    assert demo.name == "demo"
+    assert {recording.condition for recording in demo.simulated} == {"box", "clutter", "dark"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('name = "tiny"', 'name = "tiny', "not TOML"),
+        ('name = "tiny"', "", "name: Field required"),
+        ("seed = 3", "seed = -3", r"simulated\.0\.seed"),
+        ("seed = 3", "seed = 4", "box-4 more than once"),
+        ('"validation"', '"train"', "no validation recordings"),
+        ('"validation"', '"test"', r"simulated\.1\.split"),
+        ("clip_steps", "clip_stepz", r"training\.clip_stepz"),
+        ('name = "rearing"', 'colour = "red"', r"behaviours\.1\.name"),
+    ],
+)
+def test_a_dataset_file_that_is_not_valid(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in TINY
+    with pytest.raises(MbrError, match=message):
+        read_dataset(written(tmp_path / "tiny.toml", TINY.replace(old, new, 1)))
+
+
+def test_a_dataset_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(MbrError, match="can not be read"):
+        read_dataset(tmp_path / "tiny.toml")
+
+
+def test_a_behaviour_that_the_truth_does_not_have(cache: Path, tmp_path: Path) -> None:
+    text = TINY.replace('"rearing"', '"flying"')
+    plan: Dataset = read_dataset(written(tmp_path / "tiny.toml", text))
+    with pytest.raises(MbrError, match="no column flying"):
+        prepare(plan, cache, silent)
+
+
+# Parts.
+
+tick_lists = st.lists(st.integers(0, 60), unique=True, min_size=1).map(lambda ticks: np.array(sorted(ticks)))
+
+
+@given(tick_lists, st.integers(0, 6))
+def test_stretches_hold_over_short_gaps_and_break_at_long_ones(ticks: np.ndarray, max_gap_frames: int) -> None:
+    parts = stretches(ticks, max_gap_frames)
+    known_rows = np.concatenate([part.rows[part.known] for part in parts])
+    np.testing.assert_array_equal(known_rows, np.arange(len(ticks)))
+    for part in parts:
+        first, last = ticks[part.rows[0]], ticks[part.rows[-1]]
+        assert part.known[0] and part.known[-1] and len(part.rows) == last - first + 1
+        for offset, (row, known) in enumerate(zip(part.rows, part.known, strict=True)):
+            assert ticks[row] <= first + offset and known == (ticks[row] == first + offset)
+            assert first + offset - ticks[row] <= max_gap_frames
+    for before, after in zip(parts, parts[1:], strict=False):
+        assert ticks[after.rows[0]] - ticks[before.rows[-1]] - 1 > max_gap_frames
+
+
+def test_no_crops_make_no_stretch() -> None:
+    assert stretches(np.zeros(0, np.int64), 5) == []
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**31))
+def test_a_clip_is_changed_as_a_whole(seed: int) -> None:
+    picture = np.random.default_rng(seed).integers(60, 200, (160, 160, 3), dtype=np.uint8)
+    changes = Augmentation(noise=0.0)
+    changed = augment(np.stack([picture] * 3), changes, np.random.default_rng(seed))
+    assert changed.shape == (3, 160, 160, 3) and changed.dtype == np.uint8
+    np.testing.assert_array_equal(changed[0], changed[1])
+    np.testing.assert_array_equal(changed[0], changed[2])
+    repeated = augment(np.stack([picture] * 3), changes, np.random.default_rng(seed))
+    np.testing.assert_array_equal(changed, repeated)
+
+
+def test_augmentation_mirrors_and_adds_noise() -> None:
+    still = Augmentation(turn_deg=0, zoom=0, shift_px=0, brightness=0, contrast=0, noise=0)
+    picture = np.random.default_rng(1).integers(0, 256, (160, 160, 3), dtype=np.uint8)
+    seen = {augment(picture[None], still, np.random.default_rng(seed)).tobytes() for seed in range(60)}
+    swapped = picture.transpose(1, 0, 2)
+    expected = {
+        np.ascontiguousarray(each[::a, ::b]).tobytes() for each in (picture, swapped) for a in (1, -1) for b in (1, -1)
+    }
+    assert seen == expected
+    noisy = augment(np.full((2, 160, 160, 3), 128, np.uint8), Augmentation(noise=20), np.random.default_rng(2))
+    assert noisy[0].std() > 1 and not np.array_equal(noisy[0], noisy[1])
+
+
+scored = st.lists(st.tuples(st.sampled_from([0.0, 0.2, 0.25, 0.5, 0.9, 1.0]), st.booleans()), min_size=1, max_size=30)
+
+
+@given(scored)
+def test_average_precision_is_its_definition(pairs: list[tuple[float, bool]]) -> None:
+    probabilities, truth = np.array([p for p, _ in pairs]), np.array([t for _, t in pairs])
+    expected, recall_before = 0.0, 0.0
+    for level in sorted(set(probabilities), reverse=True):
+        chosen = probabilities >= level
+        recall = (chosen & truth).sum() / max(truth.sum(), 1)
+        expected += (recall - recall_before) * (chosen & truth).sum() / chosen.sum()
+        recall_before = recall
+    found = average_precision(probabilities, truth)
+    assert found is None if not truth.any() else found == pytest.approx(expected)
+
+
+def test_scores_of_plain_cases() -> None:
+    truth = np.array([False, True, True, False])
+    assert average_precision(np.array([0.1, 0.9, 0.8, 0.2]), truth) == 1.0
+    assert average_precision(np.full(4, 0.5), truth) == 0.5
+    assert f1(truth, truth) == 1.0
+    assert f1(~truth, truth) == 0.0
+    assert f1(np.array([False, True, False, False]), truth) == pytest.approx(2 / 3)
+    assert f1(np.zeros(4, bool), np.zeros(4, bool)) is None
