@@ -40,6 +40,8 @@ GAIN_STEP = 0.02  # most that the light may change between frames without being 
 LEVELS = 14  # grey levels at which spots are looked for
 RING_PX = 5  # width of the surroundings that a spot is compared with
 SPOTS_SHARE = 0.5  # of the best spot's plausibility: what is painted over at the start
+CORE_STABILITY = 0.7  # a core is believed less than a blob of its own
+HOT = 0.4  # motion within the last half second
 SOLID = 0.8  # of its ellipse: a blob that fills less may be the animal and something else
 LEARN_RATE = 0.1  # share of a difference that the background takes over per frame
 LEARN_STEP = 1.0  # ... but at most so many grey levels
@@ -133,8 +135,14 @@ def compare(grey: Grey, background: Plane) -> tuple[Plane, float, float]:
     return background * gain, threshold, float(np.mean(differences > 2 * threshold))
 
 
-def blobs(grey: Grey, background: Plane, heat: Plane, threshold: float, signs: Sequence[int]) -> list[Blob]:
-    """Animal-sized differences from the background; `heat` is recent motion, 0..1."""
+def blobs(
+    grey: Grey, background: Plane, heat: Plane, threshold: float, signs: Sequence[int], largest: float
+) -> list[Blob]:
+    """Animal-sized differences from the background; `heat` is recent motion, 0..1.
+
+    A ragged one, and one of more than `largest` pixels, also yields its core: the animal beside its shadow, or on a
+    floor that was painted over.
+    """
     known = np.asarray(cv2.convertScaleAbs(background), dtype=np.uint8)
     found = []
     for sign in signs:
@@ -146,20 +154,23 @@ def blobs(grey: Grey, background: Plane, heat: Plane, threshold: float, signs: S
             inside = np.asarray(difference[box], dtype=np.uint8)
             blob = measure(part, left, top, sign, inside, grey.shape, life, outline)
             found.append(blob)
-            if blob.solidity < SOLID:
+            if blob.solidity < SOLID or blob.area > largest:
                 found += _split(blob, inside, grey, known, heat)
     return found
 
 
 def _split(blob: Blob, difference: Grey, grey: Grey, known: Grey, heat: Plane) -> list[Blob]:
-    """The parts of a ragged blob that differ more than it does on average: an animal beside its shadow."""
-    core = blob.mask * (difference > blob.contrast)
+    """The parts of a blob that differ more than it does on average; of one that is not ragged, those in motion."""
+    dense = blob.mask * (difference > blob.contrast)
+    if blob.solidity >= SOLID:
+        dense *= heat[blob.box] > HOT
     found = []
-    for left, top, part in _parts(*_labelled(core.astype(np.uint8), _SQUARE_3), grey.size):
+    for left, top, part in _parts(*_labelled(dense.astype(np.uint8), _SQUARE_3), grey.size):
         inside = difference[top : top + part.shape[0], left : left + part.shape[1]]
         left, top = left + blob.left, top + blob.top
         life, outline = _rim(part, left, top, grey, known, heat)
-        found.append(measure(part, left, top, blob.sign, inside, grey.shape, life, outline))
+        core = measure(part, left, top, blob.sign, inside, grey.shape, life, outline)
+        found.append(replace(core, stability=CORE_STABILITY))
     return found
 
 

@@ -40,6 +40,7 @@ Progress = Callable[[str, int, int], None]
 
 _RENDERED_BY = (simulate, simulate_arena, simulate_behaviour, simulate_mouse)
 _CROPPED_BY = (locate, sampler, sources)
+_NOISE_MARGIN_PX = 64
 
 
 class _Section(BaseModel):
@@ -68,7 +69,7 @@ class BehaviourSpec(_Section):
 
 
 class Augmentation(_Section):
-    """Largest changes, drawn once per clip. Mirroring along both axes and their swap are always drawn."""
+    """Largest changes of a crop. Mirroring along both axes and their swap are always drawn."""
 
     turn_deg: float = 15.0
     zoom: float = 0.12
@@ -79,13 +80,12 @@ class Augmentation(_Section):
 
 
 class TrainingSettings(_Section):
-    """Clips train both networks end to end; sequences then train the temporal one on the features of all frames."""
+    """Single frames train the trunk; sequences then train the temporal network on the features of all frames."""
 
     seed: int = 1
-    clip_frames: Annotated[int, Field(ge=4)] = 16
-    clips_per_step: Annotated[int, Field(ge=1)] = 8
-    clip_steps: Annotated[int, Field(ge=1)] = 600
-    clip_learning_rate: Annotated[float, Field(gt=0.0)] = 2e-3
+    frames_per_step: Annotated[int, Field(ge=2)] = 64
+    frame_steps: Annotated[int, Field(ge=1)] = 1500
+    frame_learning_rate: Annotated[float, Field(gt=0.0)] = 3e-3
     sequence_frames: Annotated[int, Field(ge=4)] = 256
     sequences_per_step: Annotated[int, Field(ge=1)] = 16
     sequence_steps: Annotated[int, Field(ge=1)] = 600
@@ -156,12 +156,14 @@ def prepare(dataset: Dataset, cache: Path, progress: Progress) -> list[Recording
     """Render, crop and read every recording, in the dataset's order, on two processes."""
     cache.mkdir(parents=True, exist_ok=True)
     recordings = dataset.simulated
-    progress("recordings", 0, len(recordings))
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
-        tasks = [workers.submit(_prepare_one, recording, cache) for recording in recordings]
-        for done, task in enumerate(as_completed(tasks), start=1):
-            task.result()
-            progress("recordings", done, len(recordings))
+    missing = [recording for recording in recordings if not all(map(Path.is_file, _files(recording, cache)))]
+    progress("recordings", len(recordings) - len(missing), len(recordings))
+    if missing:
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
+            tasks = [workers.submit(_prepare_one, recording, cache) for recording in missing]
+            for left, task in zip(reversed(range(len(tasks))), as_completed(tasks), strict=True):
+                task.result()
+                progress("recordings", len(recordings) - left, len(recordings))
     names = [behaviour.name for behaviour in dataset.behaviours]
     return [_load(recording, cache, names) for recording in recordings]
 
@@ -180,20 +182,18 @@ def stretches(ticks: NDArray[np.int64], max_gap_frames: int) -> list[Stretch]:
     return found
 
 
-def augment(clip: NDArray[np.uint8], settings: Augmentation, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Clip uint8 [T, H, W, 3] -> the same with one random change of place, light and noise for all its frames."""
-    side = clip.shape[1]
-    matrix = _random_motion(side, settings, rng)
-    table = _random_tone(settings, rng)
-    sigma = rng.uniform(0.0, settings.noise)
-    # A field larger than the crop, laid at a new place for each frame, is as good as fresh noise and far cheaper.
-    field = rng.normal(0.0, sigma, (side + 32, side + 32, 3)).astype(np.float32)
-    changed = np.empty_like(clip)
-    for frame, picture in enumerate(clip):
+def augment(crops: NDArray[np.uint8], settings: Augmentation, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Crops uint8 [B, H, W, 3] -> the same, each with a random change of place, light and noise of its own."""
+    side = crops.shape[1]
+    # One field of noise, laid at a new place for each crop, is as good as fresh noise and far cheaper.
+    field = rng.standard_normal((side + _NOISE_MARGIN_PX, side + _NOISE_MARGIN_PX, 3), np.float32)
+    changed = np.empty_like(crops)
+    for crop, picture in enumerate(crops):
+        matrix = _random_motion(side, settings, rng)
         moved = cv2.warpAffine(picture, matrix, (side, side), borderMode=cv2.BORDER_REPLICATE)
-        top, left = rng.integers(0, 32, 2)
-        noisy = cv2.LUT(moved, table) + field[top : top + side, left : left + side]
-        changed[frame] = np.clip(noisy, 0.0, 255.0)
+        top, left = rng.integers(0, _NOISE_MARGIN_PX, 2)
+        noise = field[top : top + side, left : left + side] * np.float32(rng.uniform(0.0, settings.noise))
+        changed[crop] = np.clip(cv2.LUT(moved, _random_tone(settings, rng)) + noise, 0.0, 255.0)
     return changed
 
 
@@ -220,8 +220,7 @@ def _random_tone(settings: Augmentation, rng: np.random.Generator) -> NDArray[np
 
 def _prepare_one(recording: SimulatedRecording, cache: Path) -> None:
     cv2.setNumThreads(1)
-    video, truth = _rendered(recording, cache)
-    crops, rows = _cropped(recording, cache)
+    video, truth, crops, rows = _files(recording, cache)
     if not (video.is_file() and truth.is_file()):
         simulate.record(recording.condition, recording.seed, 60.0 * recording.minutes, video, truth)
     if not (crops.is_file() and rows.is_file()):
@@ -245,9 +244,9 @@ def _write_crops(video: Path, name: str, crops: Path, rows: Path) -> None:
 
 
 def _load(recording: SimulatedRecording, cache: Path, behaviours: Sequence[str]) -> Recording:
-    crops, rows = _cropped(recording, cache)
+    _, truth_file, crops, rows = _files(recording, cache)
     ticks, source_frames = np.load(rows, allow_pickle=False).T
-    truth = _read_truth(_rendered(recording, cache)[1], behaviours)[source_frames]
+    truth = _read_truth(truth_file, behaviours)[source_frames]
     return Recording(recording.name, recording.split, ticks, np.load(crops, mmap_mode="r"), truth)
 
 
@@ -261,14 +260,12 @@ def _read_truth(path: Path, behaviours: Sequence[str]) -> NDArray[np.bool_]:
     return np.array([[row[name] == "1" for name in behaviours] for row in rows])
 
 
-def _rendered(recording: SimulatedRecording, cache: Path) -> tuple[Path, Path]:
-    key = _key(recording, _RENDERED_BY)
-    return cache / f"{recording.name}.{key}.mp4", cache / f"{recording.name}.{key}.csv"
-
-
-def _cropped(recording: SimulatedRecording, cache: Path) -> tuple[Path, Path]:
-    key = _key(recording, (*_RENDERED_BY, *_CROPPED_BY))
-    return cache / f"{recording.name}.{key}.crops.npy", cache / f"{recording.name}.{key}.rows.npy"
+def _files(recording: SimulatedRecording, cache: Path) -> tuple[Path, Path, Path, Path]:
+    """Video, truth, crops and rows of a recording in the cache."""
+    rendered, cropped = _key(recording, _RENDERED_BY), _key(recording, (*_RENDERED_BY, *_CROPPED_BY))
+    endings = (f"{rendered}.mp4", f"{rendered}.csv", f"{cropped}.crops.npy", f"{cropped}.rows.npy")
+    video, truth, crops, rows = (cache / f"{recording.name}.{ending}" for ending in endings)
+    return video, truth, crops, rows
 
 
 def _key(recording: SimulatedRecording, modules: Sequence[ModuleType]) -> str:

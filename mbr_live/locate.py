@@ -45,6 +45,7 @@ LIFE_CREDIT = 0.1  # ... and that motion of the whole outline earns per frame
 SAME_NEARNESS = 0.1  # below: another thing than before
 FORGET = 0.9998  # the credit fades over about eight minutes
 CONFIRMED = 0.5  # credit from which the animal counts as known
+OVERSIZE = 3.0  # times the usual area of a known animal: it is that and something else
 KNOWN_SPREAD = 0.6  # of the logarithm of a known animal's area: it turns, rears and stretches
 
 
@@ -86,11 +87,12 @@ def crop(pixels: Image, x_px: float, y_px: float, window_px: int) -> Image:
     left, top = round(x_px - window_px / 2), round(y_px - window_px / 2)
     rows = slice(min(max(top, 0), height - 1), max(min(top + window_px, height), 1))
     columns = slice(min(max(left, 0), width - 1), max(min(left + window_px, width), 1))
-    window = pixels[rows, columns]
+    window: Image = pixels[rows, columns]
     above, before = min(max(-top, 0), window_px - 1), min(max(-left, 0), window_px - 1)
     below, after = window_px - above - window.shape[0], window_px - before - window.shape[1]
     if above or before or below or after:
-        window = cv2.copyMakeBorder(window, above, below, before, after, cv2.BORDER_REPLICATE)
+        padded = cv2.copyMakeBorder(window, above, below, before, after, cv2.BORDER_REPLICATE)
+        window = np.asarray(padded, dtype=np.uint8)
     if window_px == CROP_PX:
         return np.ascontiguousarray(window, dtype=np.uint8)
     method = cv2.INTER_AREA if window_px > CROP_PX else cv2.INTER_LINEAR
@@ -116,7 +118,8 @@ def locate(pixels: Image, state: LocateState) -> tuple[Sighting, LocateState]:
         background, threshold, _ = compare(grey, state.background)
     moved = np.asarray(cv2.absdiff(grey, state.previous) > threshold, dtype=np.float32)
     heat = np.maximum(state.heat * np.float32(COOL), moved)
-    candidates = blobs(grey, background, heat, threshold, _signs(state))
+    largest = OVERSIZE * state.area if state.credit > CONFIRMED else 0.0
+    candidates = blobs(grey, background, heat, threshold, _signs(state), largest)
     animal = _choose(candidates, state)
     background = _learnt(grey, background, candidates, animal, state)
     state = replace(state, background=background, previous=grey, heat=heat)
@@ -184,7 +187,7 @@ def _learnt(grey: Grey, background: Plane, candidates: list[Blob], animal: Blob 
     if state.credit < CONFIRMED:
         kept += others
     elif animal is not None and _life(animal) > 0.5:
-        ghosts += [blob for blob in others if _life(blob) < 0.1]
+        ghosts += [blob for blob in others if _life(blob) < 0.1 or blob.area > OVERSIZE * state.area]
     return learn(grey, background, kept, ghosts)
 
 
@@ -192,14 +195,14 @@ def _remembered(animal: Blob, grey: Grey, threshold: float, state: LocateState) 
     """The state after a sighting: who leaves its place, and leaves it bare, has moved, and earns credit."""
     place = (animal.x, animal.y)
     same = _nearness(animal, state.place, state.area) > SAME_NEARNESS and animal.sign == state.sign
-    trusted = same and state.home == state.place or _nearness(animal, state.home, state.area) > SAME_NEARNESS
+    trusted = (same and state.home == state.place) or _nearness(animal, state.home, state.area) > SAME_NEARNESS
     anchor, credit, polarity = state.anchor if same else place, state.credit * FORGET, state.polarity
     earned = LIFE_CREDIT * _life(animal) ** 2 if same else 0.0
     if np.hypot(animal.x - anchor[0], animal.y - anchor[1]) > TRAVEL * np.sqrt(state.area):
         column, row = round(anchor[0]), round(anchor[1])
         if animal.sign * (float(grey[row, column]) - state.background[row, column]) < threshold:
             anchor, earned, trusted = place, CREDIT, True
-    trusted = trusted or same and credit < CONFIRMED and _life(animal) > 0.5
+    trusted = trusted or (same and credit < CONFIRMED and _life(animal) > 0.5)
     credit += earned * (1 - credit)
     polarity += earned * (animal.sign - polarity)
     usual = state.area if same or credit > CONFIRMED else animal.area

@@ -82,7 +82,7 @@ def test_equals_torch(
 
 def test_streaming_equals_torch_on_the_whole_sequence(engine: OpenVinoEngine, networks: tuple[Trunk, Tcn]) -> None:
     _, tcn = networks
-    features = np.random.default_rng(3).standard_normal((200, 1, 128)).astype(np.float32)
+    features = np.random.default_rng(3).standard_normal((200, 1, 256)).astype(np.float32)
     state, logits = np.zeros((1, tcn.state_size), np.float32), []
     for frame in features:
         now, state = engine.step(frame, state)
@@ -133,7 +133,7 @@ def test_inputs_stay_as_they_are(engine: OpenVinoEngine, crops: NDArray[np.uint8
 def test_no_lanes_give_no_rows(engine: OpenVinoEngine, bundle: Bundle) -> None:
     features = engine.features(np.zeros((0, 160, 160, 3), np.uint8))
     logits, state = engine.step(features, np.zeros((0, bundle.manifest.state_size), np.float32))
-    assert (features.shape, logits.shape, len(state)) == ((0, 128), (0, 2), 0)
+    assert (features.shape, logits.shape, len(state)) == ((0, 256), (0, 2), 0)
 
 
 def test_views_are_read_by_value(engine: OpenVinoEngine, crops: NDArray[np.uint8]) -> None:
@@ -161,7 +161,7 @@ def test_wrong_input_is_explained(engine: OpenVinoEngine, crops: NDArray[np.gene
 
 def test_lanes_of_features_and_state_must_agree(engine: OpenVinoEngine, bundle: Bundle) -> None:
     with pytest.raises(MbrError, match=r"temporal\.onnx was given"):
-        engine.step(np.zeros((2, 128), np.float32), np.zeros((1, bundle.manifest.state_size), np.float32))
+        engine.step(np.zeros((2, 256), np.float32), np.zeros((1, bundle.manifest.state_size), np.float32))
 
 
 def changed(bundle: Bundle, path: Path, contents: dict[str, bytes], **changes: object) -> Bundle:
@@ -173,7 +173,7 @@ def changed(bundle: Bundle, path: Path, contents: dict[str, bytes], **changes: o
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"feature_dim": 64}, r"features\.onnx: output 'features' is float32 .*128"),
+        ({"feature_dim": 64}, r"features\.onnx: output 'features' is float32 .*256"),
         ({"state_size": 64}, r"temporal\.onnx: input 'state' is float32"),
         ({"behaviours": (manifest().behaviours[0],)}, r"temporal\.onnx: output 'logits'"),
     ],

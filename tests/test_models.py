@@ -105,7 +105,8 @@ def test_a_reset_state_forgets() -> None:
 
 
 def test_default_size_is_small_and_remembers_a_minute_at_most() -> None:
-    trunk, tcn = Trunk(TrunkConfig()), Tcn(TcnConfig(), feature_dim=128, behaviours=2)
+    trunk = Trunk(TrunkConfig())
+    tcn = Tcn(TcnConfig(), feature_dim=trunk.feature_dim, behaviours=2)
     weights = sum(weight.numel() for module in (trunk, tcn) for weight in module.parameters())
     assert weights < 1_000_000
     assert 61 <= tcn.receptive_field_frames <= 127
@@ -118,7 +119,7 @@ def test_trunk_takes_raw_pixels_of_any_size(config: TrunkConfig) -> None:
     with torch.inference_mode():
         features = trunk(crops)
         swapped = trunk(crops.flip(-1))
-    assert features.shape == (3, config.widths[-1]) and features.dtype == torch.float32
+    assert features.shape == (3, 2 * config.widths[-1]) and features.dtype == torch.float32
     assert not torch.allclose(features, swapped)  # the order of the colours counts
 
 
@@ -138,7 +139,8 @@ def test_export_is_repeatable_and_names_its_ports(tmp_path: Path) -> None:
     contents = []
     for name in "ab":
         torch.manual_seed(1)
-        trunk, tcn = Trunk(TrunkConfig()), Tcn(TcnConfig(), feature_dim=128, behaviours=2)
+        trunk = Trunk(TrunkConfig())
+        tcn = Tcn(TcnConfig(), feature_dim=trunk.feature_dim, behaviours=2)
         (tmp_path / name).mkdir()
         export_onnx(trunk, tcn, tmp_path / name)
         contents.append([(tmp_path / name / file).read_bytes() for file in (FEATURES, TEMPORAL)])
