@@ -15,7 +15,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Literal
 
 import av
@@ -24,22 +23,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mbr_live import (
-    locate,
-    sampler,
-    simulate,
-    simulate_arena,
-    simulate_behaviour,
-    simulate_mouse,
-    sources,
-)
+from mbr_live import locate, simulate, sources
 from mbr_live.types import Image, MbrError
 
 Progress = Callable[[str, int, int], None]
 """Told the stage of the work, the units done and the units in all."""
 
-_RENDERED_BY = (simulate, simulate_arena, simulate_behaviour, simulate_mouse)
-_CROPPED_BY = (locate, sampler, sources)
+# The modules that a rendered video and its crops depend on; a change of one of them makes these anew.
+RENDERED_BY = ("simulate*.py",)
+CROPPED_BY = ("background.py", "locate.py", "sampler.py", "sources.py")
+
 _NOISE_MARGIN_PX = 64
 
 
@@ -262,18 +255,18 @@ def _read_truth(path: Path, behaviours: Sequence[str]) -> NDArray[np.bool_]:
 
 def _files(recording: SimulatedRecording, cache: Path) -> tuple[Path, Path, Path, Path]:
     """Video, truth, crops and rows of a recording in the cache."""
-    rendered, cropped = _key(recording, _RENDERED_BY), _key(recording, (*_RENDERED_BY, *_CROPPED_BY))
+    rendered, cropped = _key(recording, RENDERED_BY), _key(recording, (*RENDERED_BY, *CROPPED_BY))
     endings = (f"{rendered}.mp4", f"{rendered}.csv", f"{cropped}.crops.npy", f"{cropped}.rows.npy")
     video, truth, crops, rows = (cache / f"{recording.name}.{ending}" for ending in endings)
     return video, truth, crops, rows
 
 
-def _key(recording: SimulatedRecording, modules: Sequence[ModuleType]) -> str:
+def _key(recording: SimulatedRecording, modules: Sequence[str]) -> str:
     """Hash of the recording's description, of the code that makes it and of the libraries below."""
     digest = hashlib.sha256(recording.model_dump_json(exclude={"split"}).encode())
     digest.update(f"{av.__version__} {cv2.__version__} {np.__version__}".encode())
-    for module in modules:
-        digest.update(Path(str(module.__file__)).read_bytes())
+    for file in sorted(file for module in modules for file in Path(__file__).parent.glob(module)):
+        digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 

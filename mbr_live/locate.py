@@ -40,8 +40,9 @@ COOL = 0.85  # motion is remembered for about half a second
 LIVELY = 0.7  # share of a blob's outline in motion that earns full credit
 TRAVEL = 0.7  # of the root of its area: who has gone that far from a place, and left it bare, has moved
 CREDIT = 0.25  # share of the way to full credit that one such move earns
+STILL_SHARE = 0.25  # of its area: how far, squared, the centre of one that shows no motion may wander
 LOYALTY = 0.3  # weight of having been chosen in the frame before
-LIFE_CREDIT = 0.1  # ... and that motion of the whole outline earns per frame
+LIFE_CREDIT = 0.1  # ... and that motion of more than half of the outline earns per frame
 SAME_NEARNESS = 0.1  # below: another thing than before
 FORGET = 0.9998  # the credit fades over about eight minutes
 CONFIRMED = 0.5  # credit from which the animal counts as known
@@ -60,6 +61,7 @@ class LocateState:
     place: tuple[float, float] = (float("nan"), float("nan"))  # of the last sighting
     home: tuple[float, float] = (float("nan"), float("nan"))  # of the last sighting of what is known to live
     area: float = float("nan")  # usual area of the animal
+    last_area: float = float("nan")  # of the last sighting
     sign: int = 0  # -1: it was darker than its surroundings, +1: lighter
     anchor: tuple[float, float] = (float("nan"), float("nan"))  # the place that it has to leave to earn credit
     credit: float = 0.0  # 0: never seen to move .. 1: alive
@@ -141,11 +143,11 @@ def _signs(state: LocateState) -> tuple[int, ...]:
 
 
 def _nearness(blob: Blob, place: tuple[float, float], area: float) -> float:
-    """1 at a place, 0 some body lengths away from it."""
+    """1 at a place, 0 far from it; `area` is the square of the yardstick."""
     if np.isnan(place[0]):
         return 0.0
     squared = ((blob.x - place[0]) ** 2 + (blob.y - place[1]) ** 2) / area
-    return float(np.exp(-squared / 4))
+    return float(np.exp(-squared / 2))
 
 
 def _life(blob: Blob) -> float:
@@ -153,15 +155,17 @@ def _life(blob: Blob) -> float:
 
 
 def _standing(blob: Blob, state: LocateState) -> float:
-    """Evidence that a blob is the animal, from what it has done."""
-    trust = 2 * state.credit * _nearness(blob, state.home, state.area)
+    """Evidence that a blob is the animal, from what it has done: it has stayed in its place, or it moves."""
+    still = _nearness(blob, state.home, STILL_SHARE * state.area)
+    trust = 2 * state.credit * max(still, _life(blob) * _nearness(blob, state.home, state.area))
     return max(_life(blob), trust) + LOYALTY * _nearness(blob, state.place, state.area)
 
 
 def _choose(candidates: list[Blob], state: LocateState) -> Blob | None:
     """The most likely animal, or None."""
-    known = not np.isnan(state.area)
-    usual_area = state.area if known else USUAL_AREA * state.background.size
+    usual_area = USUAL_AREA * state.background.size
+    if state.credit:
+        usual_area *= (state.area / usual_area) ** state.credit
     spread = AREA_SPREAD + state.credit * (KNOWN_SPREAD - AREA_SPREAD)
     best, best_score = None, 0.0
     for blob in candidates:
@@ -194,10 +198,13 @@ def _learnt(grey: Grey, background: Plane, candidates: list[Blob], animal: Blob 
 def _remembered(animal: Blob, grey: Grey, threshold: float, state: LocateState) -> LocateState:
     """The state after a sighting: who leaves its place, and leaves it bare, has moved, and earns credit."""
     place = (animal.x, animal.y)
-    same = _nearness(animal, state.place, state.area) > SAME_NEARNESS and animal.sign == state.sign
-    trusted = (same and state.home == state.place) or _nearness(animal, state.home, state.area) > SAME_NEARNESS
+    alike = animal.sign == state.sign and 1 / OVERSIZE < animal.area / state.last_area < OVERSIZE
+    same = alike and _nearness(animal, state.place, state.area) > SAME_NEARNESS
+    trusted = same and state.home == state.place
+    if alike and state.credit > CONFIRMED:
+        trusted = trusted or _nearness(animal, state.home, state.area) > SAME_NEARNESS
     anchor, credit, polarity = state.anchor if same else place, state.credit * FORGET, state.polarity
-    earned = LIFE_CREDIT * _life(animal) ** 2 if same else 0.0
+    earned = LIFE_CREDIT * max(0.0, 2 * _life(animal) - 1) if same else 0.0
     if np.hypot(animal.x - anchor[0], animal.y - anchor[1]) > TRAVEL * np.sqrt(state.area):
         column, row = round(anchor[0]), round(anchor[1])
         if animal.sign * (float(grey[row, column]) - state.background[row, column]) < threshold:
@@ -209,7 +216,15 @@ def _remembered(animal: Blob, grey: Grey, threshold: float, state: LocateState) 
     area = usual * (animal.area / usual) ** (0.05 if trusted or credit < CONFIRMED else 0.0)
     home = place if trusted else state.home
     state = replace(
-        state, place=place, home=home, anchor=anchor, sign=animal.sign, area=area, credit=credit, polarity=polarity
+        state,
+        place=place,
+        home=home,
+        last_area=animal.area,
+        anchor=anchor,
+        sign=animal.sign,
+        area=area,
+        credit=credit,
+        polarity=polarity,
     )
     return state if state.window_px else _settling(animal.length * _scale(state), trusted, same, state)
 
@@ -236,8 +251,8 @@ def _sighting(animal: Blob, state: LocateState) -> Sighting:
     clarity = min(1.0, animal.contrast / (4 * CONTRAST_MIN))
     return Sighting(
         found=True,
-        x_px=(animal.x + 0.5) * state.shape[1] / width - 0.5,
-        y_px=(animal.y + 0.5) * state.shape[0] / height - 0.5,
+        x_px=animal.x * state.shape[1] / width,
+        y_px=animal.y * state.shape[0] / height,
         confidence=clarity * (0.5 + 0.5 * state.credit),
         area_px=animal.area * scale**2,
         length_px=animal.length * scale,

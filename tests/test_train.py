@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,6 +17,8 @@ torch = pytest.importorskip("torch", reason="training is not installed: pip inst
 
 from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, load_bundle  # noqa: E402
 from mbr_live.dataset import (  # noqa: E402
+    CROPPED_BY,
+    RENDERED_BY,
     Augmentation,
     Dataset,
     augment,
@@ -128,6 +133,14 @@ def test_a_folder_with_other_things_is_refused_before_the_work(cache: Path, tmp_
     (tmp_path / "out" / "thesis.tex").write_text("precious")
     with pytest.raises(MbrError, match="Cannot write a bundle"):
         train(written(tmp_path / "tiny.toml", TINY), tmp_path / "out", progress=silent, cache=cache)
+
+
+def test_the_cache_knows_all_modules_that_it_depends_on() -> None:
+    program = "import sys, mbr_live.{}; print(*(m.split('.')[1] for m in sys.modules if m.startswith('mbr_live.')))"
+    for name, patterns in (("simulate", RENDERED_BY), ("locate", CROPPED_BY), ("sources", CROPPED_BY)):
+        loaded = subprocess.check_output([sys.executable, "-c", program.format(name)], text=True).split()
+        for module in set(loaded) - {"types"}:
+            assert any(fnmatch(f"{module}.py", pattern) for pattern in patterns), module
 
 
 # Dataset files.
