@@ -32,7 +32,9 @@ Plane = NDArray[np.float32]
 
 SEARCH_PX = 214  # long side of the search picture: the smallest animal, 1/15 of the frame, is still 14 px long
 AREA_MIN, AREA_MAX = 0.0008, 0.16  # of the picture: limits of what may be an animal
-USUAL_AREA, AREA_SPREAD = 0.03, 1.1  # of an animal not yet known: median share, log-normal standard deviation
+USUAL_AREA, AREA_SLACK = 0.02, 1.3  # of an animal not yet known: share of the picture, and its logarithm's range
+AREA_SPREAD = 0.6  # of the logarithm beyond that: a known animal turns, rears and stretches
+AIM = 0.6  # how much less is believed at the border of the picture than in its middle
 BORDER_FACTORS = (1.0, 0.7, 0.05, 0.05, 0.05)  # for touching so many sides of the picture
 CONTRAST_MIN = 10.0  # grey levels between animal and background below which nothing is believed
 NOISE_FACTOR = 5.0  # a difference counts from that many standard deviations of the picture's noise
@@ -41,8 +43,9 @@ LEVELS = 14  # grey levels at which spots are looked for
 RING_PX = 5  # width of the surroundings that a spot is compared with
 TEXTURE_PX = 9  # scale of the grain of bedding and floors; wider would count the furniture
 TEXTURE_FACTOR = 5.0  # a spot stands out from that many standard deviations of the texture
+SPOT_MIN = 0.05  # plausibility below which a spot is nothing
 SPOTS_SHARE = 0.5  # of the best spot's plausibility: what is painted over at the start
-CORE_STABILITY = 0.5  # a core is believed less than a blob of its own
+CORE_STABILITY = 0.35  # a core is believed less than a blob of its own
 HOT = 0.4  # motion within the last half second
 SOLID = 0.8  # of its ellipse: a blob that fills less may be the animal and something else
 LEARN_RATE = 0.1  # share of a difference that the background takes over per frame
@@ -67,6 +70,7 @@ class Blob:
     width: float
     solidity: float  # body area over the ellipse's
     borders: int  # how many sides of the picture it touches
+    off_centre: float  # 0 in the middle of the picture .. 1 at its border
     stability: float = 1.0  # share that it keeps of itself when the level that cuts it out is tightened by a step
     life: float = 0.0  # share of its outline that has moved lately
     outline: float = 1.0  # -1: only in the background .. +1: only in the picture
@@ -100,7 +104,7 @@ def guess_background(grey: Grey) -> Plane:
     ranked = sorted(((plausibility(spot, usual_area), spot) for spot in spots(grey)), key=lambda pair: -pair[0])
     painted = np.zeros_like(grey)
     for score, spot in ranked:
-        if score < SPOTS_SHARE * ranked[0][0]:
+        if score < max(SPOT_MIN, SPOTS_SHARE * ranked[0][0]):
             break
         painted[spot.box] |= spot.mask
     painted = np.asarray(cv2.dilate(painted, _SQUARE_7), dtype=np.uint8)
@@ -170,15 +174,17 @@ def blobs(
 def _split(blob: Blob, difference: Grey, grey: Grey, known: Grey, heat: Plane) -> list[Blob]:
     """The parts of a blob that differ more than it does on average; of one that is not ragged, those in motion."""
     dense = blob.mask * (difference > blob.contrast)
+    belief = CORE_STABILITY
     if blob.solidity >= SOLID:
         dense *= heat[blob.box] > HOT
+        belief *= max(0.0, 1 - 2 * blob.life)  # the more of its own outline moves, the more it is one animal
     found = []
     for left, top, part in _parts(dense.astype(np.uint8), grey.size):
         inside = difference[top : top + part.shape[0], left : left + part.shape[1]]
         left, top = left + blob.left, top + blob.top
         life, outline = _rim(part, left, top, grey, known, heat)
         core = measure(part, left, top, blob.sign, inside, grey.shape, life, outline)
-        found.append(replace(core, stability=CORE_STABILITY))
+        found.append(replace(core, stability=belief))
     return found
 
 
@@ -197,12 +203,18 @@ def learn(grey: Grey, background: Plane, kept: Sequence[Blob], ghosts: Sequence[
     return learnt
 
 
-def plausibility(blob: Blob, usual_area: float, spread: float = AREA_SPREAD) -> float:
-    """How well a blob looks like an animal, 0..1, apart from anything that it has done."""
+def plausibility(blob: Blob, usual_area: float, known: float = 0.0) -> float:
+    """How well a blob looks like an animal, 0..1, apart from what it does.
+
+    `known`, 0..1, is how far the animal is known: its size varies less than that of animals at large then, and that
+    cameras are aimed at where the animal is has nothing more to tell.
+    """
     contrast = blob.contrast / (blob.contrast + 4 * CONTRAST_MIN)
-    size = float(np.exp(-(np.log(blob.area / usual_area) ** 2) / 2 / spread**2))
+    beyond = max(0.0, abs(np.log(blob.area / usual_area)) - AREA_SLACK * (1 - known))
+    size = float(np.exp(-((beyond / AREA_SPREAD) ** 2) / 2))
     shape = min(1.0, 4 * blob.width / blob.length) * min(1.0, max(0.0, (blob.solidity - 0.65) / 0.2))
-    return contrast * size * shape * blob.stability * BORDER_FACTORS[blob.borders]
+    aim = float((1 - AIM * blob.off_centre) ** (1 - known))
+    return contrast * size * shape * aim * blob.stability * BORDER_FACTORS[blob.borders]
 
 
 def measure(
@@ -224,6 +236,7 @@ def measure(
     root = float(np.hypot((xx - yy) / 2, xy))
     length = 4 * float(np.sqrt((xx + yy) / 2 + root + 1 / 12))  # 1/12: the extent of a pixel itself
     width = 4 * float(np.sqrt(max((xx + yy) / 2 - root, 0) + 1 / 12))
+    x, y = left + moments["m10"] / area, top + moments["m01"] / area
     height, across = mask.shape
     borders = (left <= 0) + (top <= 0) + (left + across >= shape[1]) + (top + height >= shape[0])
     return Blob(
@@ -233,12 +246,13 @@ def measure(
         sign=sign,
         contrast=contrast,
         area=area,
-        x=left + moments["m10"] / area,
-        y=top + moments["m01"] / area,
+        x=x,
+        y=y,
         length=length,
         width=width,
         solidity=area / (np.pi / 4 * length * width),
         borders=int(borders),
+        off_centre=2 * max(abs(x / shape[1] - 0.5), abs(y / shape[0] - 0.5)),
         life=life,
         outline=outline,
     )

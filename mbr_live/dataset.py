@@ -65,7 +65,7 @@ class Augmentation(_Section):
     """Largest changes of a crop. Mirroring along both axes and their swap are always drawn."""
 
     turn_deg: float = 15.0
-    zoom: float = 0.12
+    zoom: float = 0.25
     shift_px: float = 8.0
     brightness: float = 30.0
     contrast: float = 0.3

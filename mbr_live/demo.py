@@ -7,6 +7,7 @@ labelled offline, the two label logs are compared byte by byte, and the simulato
 from __future__ import annotations
 
 import filecmp
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from mbr_live.config import DEMO_BUNDLE, Camera, ConditionName, Config, Simulate
 from mbr_live.engine import OpenVinoEngine
 from mbr_live.run import run
 from mbr_live.simulate import Simulation
-from mbr_live.sinks import LABELS_SUFFIX, RUN_SUFFIX, LabelRow, RunManifest, read_labels, read_run
+from mbr_live.sinks import LABELS_SUFFIX, RUN_SUFFIX, LabelRow, read_labels, read_run
 from mbr_live.sources import JOURNAL_SUFFIX
 from mbr_live.types import RATE_FPS, UNKNOWN, MbrError
 from mbr_live.watch import watch
@@ -58,7 +59,7 @@ def demo(out: Path, *, seconds: float, plain: bool) -> int:
         run_job(job, offline, bundle, engine, replayed=Replayed(live.drops, live.restarts))
         log = f"{name}{LABELS_SUFFIX}"
         same[name] = filecmp.cmp(config.out / log, offline / log, shallow=False)
-    Console().print(_summary(config, bundle.manifest.behaviour_names, same))
+    Console().print(_detected(config, bundle.manifest.behaviour_names), _cameras(config, same))
     _say(f"label logs, bouts, recordings, manifests: {config.out}\nthe same offline: {offline}")
     if not all(same.values()):
         different = ", ".join(name for name, equal in same.items() if not equal)
@@ -108,42 +109,41 @@ def _truth(condition: str, seed: int, frames: int) -> dict[str, dict[int, bool]]
     }
 
 
-def _summary(config: Config, behaviours: tuple[str, ...], same: dict[str, bool]) -> Table:
-    table = Table(title="what was detected, and how late")
-    columns = (
-        "camera",
-        "frames",
-        "lost",
-        "capture to label",
-        "behaviour",
-        "shown",
-        "agreement",
-        "onsets",
-        "found after",
-    )
-    for column in (*columns, "live = offline"):
-        table.add_column(column, justify="right" if column in ("frames", "lost", "shown", "agreement") else "left")
-    for (condition, seed), camera in zip(SCENES, config.camera, strict=True):
+def _cameras(config: Config, same: dict[str, bool]) -> Table:
+    table = Table(title="frames, and how late their labels came")
+    for column in ("camera", "ticks", "without a frame", "latency p50", "p99", "live = offline"):
+        table.add_column(column, justify="left" if column == "camera" else "right")
+    for camera in config.camera:
         run_ = read_run(config.out / f"{camera.name}{RUN_SUFFIX}")
+        latencies = (run_.timings.get(f"capture_to_label_{key}_ms", math.nan) for key in ("p50", "p99"))
+        table.add_row(
+            camera.name,
+            str(sum(run_.rows.values())),
+            str(run_.rows.get("gap", 0)),
+            *(f"{latency:.0f} ms" for latency in latencies),
+            "yes" if same[camera.name] else "NO",
+        )
+    return table
+
+
+def _detected(config: Config, behaviours: tuple[str, ...]) -> Table:
+    table = Table(title="what was detected, against the simulator's truth")
+    for column in ("camera", "behaviour", "shown", "agreement", "onsets found", "after (s)"):
+        table.add_column(column, justify="left" if column in ("camera", "behaviour", "after (s)") else "right")
+    for (condition, seed), camera in zip(SCENES, config.camera, strict=True):
         rows = list(read_labels(config.out / f"{camera.name}{LABELS_SUFFIX}"))
         truth = _truth(condition, seed, max((row.source_frame for row in rows), default=-1) + 1)
         for k, behaviour in enumerate(behaviours):
             result = found(rows, truth[behaviour], k)
-            about = _about(run_, camera.name, same[camera.name]) if k == 0 else ("", "", "", "", "")
-            table.add_row(*about[:4], behaviour, *_cells(result), about[4])
+            table.add_row(
+                camera.name if k == 0 else "",
+                behaviour,
+                f"{result.true_s:.1f} s",
+                f"{result.agreed:.0%}",
+                f"{len(result.delays_s)} of {result.onsets}",
+                " ".join(f"{delay:.1f}" for delay in result.delays_s),
+            )
     return table
-
-
-def _about(run_: RunManifest, name: str, equal: bool) -> tuple[str, str, str, str, str]:
-    lost = run_.rows.get("gap", 0)
-    p50, p99 = (run_.timings.get(f"capture_to_label_{key}_ms", float("nan")) for key in ("p50", "p99"))
-    frames = sum(run_.rows.values())
-    return name, str(frames), str(lost), f"{p50:.0f} ms, p99 {p99:.0f} ms", "yes" if equal else "NO"
-
-
-def _cells(result: Found) -> tuple[str, str, str, str]:
-    delays = ", ".join(f"{delay:.1f} s" for delay in result.delays_s) or "-"
-    return f"{result.true_s:.1f} s", f"{result.agreed:.0%}", str(result.onsets), delays
 
 
 def _say(text: str) -> None:

@@ -14,7 +14,6 @@ import cv2
 import numpy as np
 
 from mbr_live.background import (
-    AREA_SPREAD,
     CONTRAST_MIN,
     USUAL_AREA,
     Blob,
@@ -41,13 +40,12 @@ LIVELY = 0.7  # share of a blob's outline in motion that earns full credit
 TRAVEL = 0.7  # of the root of its area: who has gone that far from a place, and left it bare, has moved
 CREDIT = 0.25  # share of the way to full credit that one such move earns
 STILL_SHARE = 0.25  # of its area: how far, squared, the centre of one that shows no motion may wander
-LOYALTY = 0.3  # weight of having been chosen in the frame before
+LOYALTY = 0.1  # weight of having been chosen in the frame before
 LIFE_CREDIT = 0.1  # ... and that motion of more than half of the outline earns per frame
 SAME_NEARNESS = 0.1  # below: another thing than before
 FORGET = 0.9998  # the credit fades over about eight minutes
 CONFIRMED = 0.5  # credit from which the animal counts as known
 OVERSIZE = 3.0  # times the usual area of a known animal: it is that and something else
-KNOWN_SPREAD = 0.6  # of the logarithm of a known animal's area: it turns, rears and stretches
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,6 @@ def _choose(candidates: list[Blob], state: LocateState) -> Blob | None:
     usual_area = USUAL_AREA * state.background.size
     if state.credit:
         usual_area *= (state.area / usual_area) ** state.credit
-    spread = AREA_SPREAD + state.credit * (KNOWN_SPREAD - AREA_SPREAD)
     best, best_score = None, 0.0
     for blob in candidates:
         if blob.is_ghost or blob.contrast < CONTRAST_MIN:
@@ -174,7 +171,7 @@ def _choose(candidates: list[Blob], state: LocateState) -> Blob | None:
         standing = _standing(blob, state)
         if state.credit > CONFIRMED and standing < 0.1:
             continue  # a known animal has either stayed or moved
-        score = plausibility(blob, usual_area, spread) * (0.05 + standing)
+        score = plausibility(blob, usual_area, state.credit) * (0.05 + standing)
         if score > best_score:
             best, best_score = blob, score
     return best

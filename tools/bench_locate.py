@@ -59,7 +59,7 @@ class Run:
     @property
     def scale(self) -> float:
         """Pixels of the frame per pixel of the small pictures."""
-        return self.shape[1] / self.pictures[0].shape[1]
+        return float(self.shape[1] / self.pictures[0].shape[1])
 
 
 def follow(files: Iterable[Path], joined: bool, keep_crops: bool) -> Run:
