@@ -45,6 +45,9 @@ LIFE_CREDIT = 0.1  # ... and that motion of more than half of the outline earns 
 SAME_NEARNESS = 0.1  # below: another thing than before
 FORGET = 0.9998  # the credit fades over about eight minutes
 CONFIRMED = 0.5  # credit from which the animal counts as known
+PATIENCE_FRAMES = 300  # sightings of one thing among others like it, none ever alive, until all are furniture
+SIGN_OF_LIFE = 0.1  # credit, or motion of the outline, that is enough not to count as furniture
+RIVAL = 0.3  # of the animal's plausibility, for another thing to be like it
 OVERSIZE = 3.0  # times the usual area of a known animal: it is that and something else
 
 
@@ -63,6 +66,8 @@ class LocateState:
     sign: int = 0  # -1: it was darker than its surroundings, +1: lighter
     anchor: tuple[float, float] = (float("nan"), float("nan"))  # the place that it has to leave to earn credit
     credit: float = 0.0  # 0: never seen to move .. 1: alive
+    proven: bool = False  # the credit has once been enough to know the animal
+    unproven_frames: int = 0  # sightings before that, while other things looked as much like an animal
     polarity: float = 0.0  # -1: what moves is darker than its surroundings .. +1: lighter
     lengths_px: tuple[float, ...] = ()  # of the first sightings, until the window is settled
     window_px: int = 0  # 0: not settled
@@ -125,6 +130,8 @@ def locate(pixels: Image, state: LocateState) -> tuple[Sighting, LocateState]:
     state = replace(state, background=background, previous=grey, heat=heat)
     if animal is None:
         return NOT_FOUND, replace(state, credit=state.credit * FORGET)
+    if not state.proven and _has_rival(animal, candidates, grey):
+        state = replace(state, unproven_frames=state.unproven_frames + 1)
     state = _remembered(animal, grey, threshold, state)
     return _sighting(animal, state), state
 
@@ -164,9 +171,12 @@ def _choose(candidates: list[Blob], state: LocateState) -> Blob | None:
     usual_area = USUAL_AREA * state.background.size
     if state.credit:
         usual_area *= (state.area / usual_area) ** state.credit
+    patience_lost = state.unproven_frames >= PATIENCE_FRAMES and state.credit < SIGN_OF_LIFE
     best, best_score = None, 0.0
     for blob in candidates:
         if blob.is_ghost or blob.contrast < CONTRAST_MIN:
+            continue
+        if patience_lost and _life(blob) < SIGN_OF_LIFE:
             continue
         standing = _standing(blob, state)
         if state.credit > CONFIRMED and standing < 0.1:
@@ -175,6 +185,22 @@ def _choose(candidates: list[Blob], state: LocateState) -> Blob | None:
         if score > best_score:
             best, best_score = blob, score
     return best
+
+
+def _has_rival(animal: Blob, candidates: list[Blob], grey: Grey) -> bool:
+    """Whether something else in the picture looks as much like an animal.
+
+    One thing alone on a floor may be an animal asleep. One of several, of which none has ever stirred, is furniture.
+    """
+    usual_area = USUAL_AREA * grey.size
+    enough = RIVAL * plausibility(animal, usual_area)
+    return any(
+        plausibility(other, usual_area) > enough
+        for other in candidates
+        if not other.is_ghost
+        and other.contrast >= CONTRAST_MIN
+        and _nearness(other, (animal.x, animal.y), animal.area) < SAME_NEARNESS
+    )
 
 
 def _learnt(grey: Grey, background: Plane, candidates: list[Blob], animal: Blob | None, state: LocateState) -> Plane:
@@ -214,6 +240,7 @@ def _remembered(animal: Blob, grey: Grey, threshold: float, state: LocateState) 
     home = place if trusted else state.home
     state = replace(
         state,
+        proven=state.proven or credit > CONFIRMED,
         place=place,
         home=home,
         last_area=animal.area,

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbr_live.locate import CROP_PX, LocateState, crop, initial_state, locate, window_px
+from mbr_live.locate import CROP_PX, PATIENCE_FRAMES, LocateState, crop, initial_state, locate, window_px
 from mbr_live.simulate import Simulation
 from mbr_live.sources import open_video, sampled
 from mbr_live.types import Image, MbrError, Sighting
@@ -286,3 +286,28 @@ def test_simulated_empty_arena_is_empty(condition: str) -> None:
         sighting, state = locate(simulation.render(), state)
         found += sighting.found
     assert found == 0
+
+
+def test_furniture_is_not_an_animal_for_ever() -> None:
+    """An arena that is empty but for things: one may be taken for a still animal, until none has stirred for long.
+
+    An animal that comes then is found, and stays found while it sits.
+    """
+    empty, full = Simulation("clutter", 78, empty=True), Simulation("clutter", 78)
+    state = initial_state()
+    for _ in range(PATIENCE_FRAMES + 1):
+        empty.advance()
+        _, state = locate(empty.render(), state)
+    for _ in range(30):
+        empty.advance()
+        sighting, state = locate(empty.render(), state)
+        assert not sighting.found
+    for _ in range(100):
+        for _ in range(3):
+            truth = full.advance()
+        sighting, state = locate(full.render(), state)
+    assert error_px(sighting, truth.x_px, truth.y_px) < 30
+    sitting = full.render()
+    for seed in range(2 * PATIENCE_FRAMES):
+        sighting, state = locate(noisy(sitting, seed, 2.0), state)
+    assert error_px(sighting, truth.x_px, truth.y_px) < 30
