@@ -32,10 +32,10 @@ Plane = NDArray[np.float32]
 
 SEARCH_PX = 214  # long side of the search picture: the smallest animal, 1/15 of the frame, is still 14 px long
 AREA_MIN, AREA_MAX = 0.0008, 0.16  # of the picture: limits of what may be an animal
-USUAL_AREA, AREA_SLACK = 0.02, 1.3  # of an animal not yet known: share of the picture, and its logarithm's range
+USUAL_AREA, AREA_SLACK = 0.03, 1.3  # of an animal not yet known: share of the picture, and its logarithm's range
 AREA_SPREAD = 0.6  # of the logarithm beyond that: a known animal turns, rears and stretches
 AIM = 0.6  # how much less is believed at the border of the picture than in its middle
-BORDER_FACTORS = (1.0, 0.7, 0.05, 0.05, 0.05)  # for touching so many sides of the picture
+BORDER_FACTORS = (1.0, 0.85, 0.3, 0.05, 0.05)  # for touching so many sides of the picture
 CONTRAST_MIN = 10.0  # grey levels between animal and background below which nothing is believed
 NOISE_FACTOR = 5.0  # a difference counts from that many standard deviations of the picture's noise
 GAIN_STEP = 0.02  # most that the light may change between frames without being a switch

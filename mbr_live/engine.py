@@ -128,9 +128,7 @@ def _read_model(content: bytes, subject: str) -> ov.Model:
         return ov.Core().read_model(content)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
-        raise MbrError(
-            f"{subject} is no ONNX graph that OpenVINO reads ({reason}). Train it anew."
-        ) from error
+        raise MbrError(f"{subject} is no ONNX graph that OpenVINO reads ({reason}). Train it anew.") from error
 
 
 def _check_ports(model: ov.Model, inputs: Ports, outputs: Ports, subject: str) -> None:

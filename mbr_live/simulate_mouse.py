@@ -268,7 +268,9 @@ def _shadow(centres: Floats, radii: Floats, window: Window) -> Pixels:
     for place, radius in zip(at[:_SPINE:2], radii[:_SPINE:2].tolist(), strict=True):
         cv2.circle(mask, place, round(radius * 8), 255, -1, cv2.LINE_8, 4)
     soft = cv2.GaussianBlur(mask, (0, 0), 2.4)
-    return np.asarray(cv2.resize(soft, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR), np.float32) / np.float32(255)
+    return np.asarray(cv2.resize(soft, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR), np.float32) / np.float32(
+        255
+    )
 
 
 def _tail_cover(joints: Floats, root_px: float, window: Window) -> Pixels:
