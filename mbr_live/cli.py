@@ -35,7 +35,7 @@ Seconds = Annotated[float | None, typer.Option("--seconds", min=0.1, help="Stop 
 
 def main() -> None:
     """Run the command line; an error that the user can mend is one paragraph and exit code 2."""
-    # Several processes share the cores: OpenCV's threads would cost more CPU than they save time on such small pictures.
+    # Several processes share the cores: OpenCV's threads would cost more CPU than they save time on small pictures.
     os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
