@@ -16,6 +16,7 @@ from typing import Protocol
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from mbr_live.sampler import SamplerState, sample
 from mbr_live.types import Frame, Image, MbrError, SourceFrame
@@ -61,6 +62,7 @@ class VideoFile:
             # One thread: slices and frame threads cost more CPU in all, and several files or cameras share the cores.
             stream.codec_context.thread_count = 1
             time_base = stream.time_base or Fraction(1, _NS)
+            colours = VideoReformatter()  # one for all frames: making one costs as much as a conversion
             for decoded in self._decoded(container):
                 if decoded.pts is None:
                     raise MbrError(
@@ -70,7 +72,7 @@ class VideoFile:
                 first_pts = decoded.pts if first_pts is None else first_pts
                 time_ns = round((decoded.pts - first_pts) * time_base * _NS)
                 self._check_size(decoded, count)
-                yield SourceFrame(count, time_ns, _Picture(decoded))
+                yield SourceFrame(count, time_ns, _Picture(decoded, colours))
                 count += 1
         self._check_complete(count, time_ns / _NS)
 
@@ -236,13 +238,13 @@ def _first_tick(segment: Path) -> int:
 class _Picture:
     """Makes the RGB picture of a decoded frame when called."""
 
-    __slots__ = ("decoded",)
+    __slots__ = ("colours", "decoded")
 
-    def __init__(self, decoded: av.VideoFrame) -> None:
-        self.decoded = decoded
+    def __init__(self, decoded: av.VideoFrame, colours: VideoReformatter) -> None:
+        self.decoded, self.colours = decoded, colours
 
     def __call__(self) -> Image:
-        return np.ascontiguousarray(self.decoded.to_ndarray(format="rgb24"))
+        return np.ascontiguousarray(self.colours.reformat(self.decoded, format="rgb24").to_ndarray())
 
 
 @contextmanager
@@ -274,6 +276,7 @@ def _last_period_ns(times_ns: list[int]) -> int:
 
 def _segment_pictures(segment: Path) -> Iterator[Image]:
     """The pictures of one segment; the end of a segment that was cut off by a crash is simply its end."""
+    colours = VideoReformatter()
     with _opened(segment) as container:
         for decoded in container.decode(video=0):
-            yield np.ascontiguousarray(decoded.to_ndarray(format="rgb24"))
+            yield _Picture(decoded, colours)()
