@@ -407,7 +407,9 @@ def test_watch_in_a_terminal_draws_and_leaves_it_as_it_was() -> None:
     ours, theirs = pty.openpty()
     os.set_blocking(ours, False)
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    command = [sys.executable, "-c", f"from mbr_live.watch import watch; watch({endpoint!r})"]
+    # A test runner in the background hands down an ignored Ctrl-C; a terminal does not.
+    heeded = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{heeded}; from mbr_live.watch import watch; watch({endpoint!r})"]
     environment = {**os.environ, "TERM": "xterm-256color", "PYTHONUTF8": "1"}
     said = b""
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as program:
