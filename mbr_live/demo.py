@@ -17,9 +17,9 @@ from rich.table import Table
 
 from mbr_live.batch import Job, Replayed, run_job
 from mbr_live.bundle import load_bundle
-from mbr_live.config import DEMO_BUNDLE, Camera, ConditionName, Config, Simulated, Wire
+from mbr_live.config import DEMO_BUNDLE, Camera, ConditionName, Config, Simulated, Wire, load_config
 from mbr_live.engine import OpenVinoEngine
-from mbr_live.run import run
+from mbr_live.run import SYSTEM_FILE, run
 from mbr_live.simulate import Simulation
 from mbr_live.sinks import LABELS_SUFFIX, RUN_SUFFIX, LabelRow, read_labels, read_run
 from mbr_live.sources import JOURNAL_SUFFIX
@@ -72,13 +72,15 @@ def demo(out: Path, *, seconds: float, plain: bool) -> int:
 def _config(out: Path) -> Config:
     """An empty output folder and three cameras; only a folder that an earlier demo made is emptied."""
     out = out.resolve()
-    if out.exists() and any(out.iterdir()) and not (out / "system.json").exists():
-        raise MbrError(f"{out}: holds something that is not of a demo. Give an empty folder with --out.")
-    shutil.rmtree(out, ignore_errors=True)
     cameras = tuple(
         Camera(name=condition, source=Simulated(kind="simulated", condition=condition, seed=seed), record=True)
         for condition, seed in SCENES
     )
+    if out.exists() and any(out.iterdir()):
+        made_by = out / SYSTEM_FILE
+        if not made_by.exists() or load_config(made_by).camera != cameras:
+            raise MbrError(f"{out}: holds something that is not of a demo. Give an empty folder with --out.")
+        shutil.rmtree(out)
     wire = Wire(frames=free_endpoint(), status=free_endpoint())
     return Config(out=out, bundle=DEMO_BUNDLE, wire=wire, camera=cameras)
 

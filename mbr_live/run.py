@@ -19,6 +19,7 @@ from mbr_live.sources import VideoFile
 from mbr_live.types import MbrError
 from mbr_live.wire import StatusSubscriber, free_endpoint
 
+SYSTEM_FILE = "system.json"  # the configuration as the processes read it
 READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 15.0
 _LOOK_EVERY_S = 0.1
@@ -34,7 +35,7 @@ class System:
         self.config = config
         self._given_up: list[Child] = []
         config.out.mkdir(parents=True, exist_ok=True)
-        self.config_path = config.out / "system.json"
+        self.config_path = config.out / SYSTEM_FILE
         self.config_path.write_text(config.model_dump_json(indent=2) + "\n")
         logs = config.out / "logs"
         self.inference = Child(
@@ -100,7 +101,7 @@ def run(
     *,
     seconds: float | None = None,
     show: Callable[[Callable[[], bool]], None] | None = None,
-) -> System:
+) -> None:
     """Run until every camera has ended, `seconds` have passed or somebody stops it; MbrError if a process failed.
 
     `show` is called in between with a function that tells whether it is over; it may draw until then.
@@ -113,7 +114,6 @@ def run(
             time.sleep(_LOOK_EVERY_S)
     if failures := system.failures():
         raise MbrError("\n".join(failures))
-    return system
 
 
 def _over(system: System, stop: Stop, seconds: float | None) -> Callable[[], bool]:

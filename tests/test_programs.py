@@ -51,6 +51,17 @@ def test_demo(tmp_path: Path) -> None:
     assert "not of a demo" in again.stderr
 
 
+def test_demo_never_empties_the_folder_of_a_real_session(tmp_path: Path) -> None:
+    config = system_config(tmp_path, simulated("cage01"))
+    (tmp_path / "system.json").write_text(config.model_dump_json())
+    labels = tmp_path / "cage01.labels.csv"
+    labels.write_text("a week of labels\n")
+    done = mbr_live("demo", "--plain", "--seconds", "10", "--out", tmp_path)
+    assert done.returncode == 2
+    assert "not of a demo" in done.stderr
+    assert labels.read_text() == "a week of labels\n"
+
+
 def test_found_counts_onsets_and_delays() -> None:
     labels = [-1, 0, 0, 0, 1, 1, 0, 0, 0, 0, 1]
     shown = [True, False, False, True, True, True, False, True, True, False, True]
