@@ -7,6 +7,7 @@ at any moment and started again.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter, deque
 from contextlib import ExitStack, closing
@@ -259,7 +260,7 @@ class _Service:
             self._publish(decision, None)
 
     def _publish(self, decision: Decision, latency_ms: float | None) -> None:
-        found = decision.x_px == decision.x_px
+        found = not math.isnan(decision.x_px)
         self._publisher.publish(
             LabelMessage(
                 camera=decision.camera,

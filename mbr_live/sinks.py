@@ -162,10 +162,6 @@ class SessionLog:
     def close(self) -> None:
         """End the open bouts at their last confirmed frames and close the files."""
         self._note_bouts(self._follower.end())
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Close the files as they are."""
         self._labels.close()
         self._bouts.close()
 

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbr_live.locate import CROP_PX, PATIENCE_FRAMES, LocateState, crop, initial_state, locate, window_px
+from mbr_live.bundle import CROP_PX
+from mbr_live.locate import PATIENCE_FRAMES, LocateState, crop, initial_state, locate, window_px
 from mbr_live.simulate import Simulation
 from mbr_live.sources import open_video, sampled
 from mbr_live.types import Image, MbrError, Sighting
