@@ -21,12 +21,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mbr_live.types import RATE_FPS, MbrError
+from mbr_live.types import CROP_PX, RATE_FPS, MbrError
 
 FORMAT: Literal[1] = 1
-CROP_PX = 160
-"""Side of the square crop that the feature network takes."""
-
 MANIFEST = "manifest.json"
 FEATURES = "features.onnx"
 TEMPORAL = "temporal.onnx"
@@ -296,7 +293,6 @@ def _write_synced(file: Path, content: bytes) -> None:
 
 __all__ = [
     "CARD",
-    "CROP_PX",
     "FEATURES",
     "FORMAT",
     "TEMPORAL",

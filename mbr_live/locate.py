@@ -26,8 +26,7 @@ from mbr_live.background import (
     plausibility,
     search_picture,
 )
-from mbr_live.bundle import CROP_PX
-from mbr_live.types import NOT_FOUND, Image, MbrError, Sighting
+from mbr_live.types import CROP_PX, NOT_FOUND, Image, MbrError, Sighting
 
 WINDOW_FRAMES = 30  # sightings of a living animal that settle the crop window
 WINDOW_PATIENCE_FRAMES = 100  # sightings that settle it for an animal that has not moved

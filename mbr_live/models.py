@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mbr_live.bundle import CROP_PX, FEATURES, TEMPORAL
+from mbr_live.bundle import FEATURES, TEMPORAL
+from mbr_live.types import CROP_PX
 
 OPSET = 17
 """The newest ONNX operator set that every runtime we plan for reads."""

@@ -31,7 +31,6 @@ from torch.nn import functional
 from mbr_live import __version__, dataset, decide
 from mbr_live.bundle import (
     CARD,
-    CROP_PX,
     FEATURES,
     FORMAT,
     TEMPORAL,
@@ -46,7 +45,7 @@ from mbr_live.bundle import (
 from mbr_live.dataset import BehaviourSpec, Dataset, Recording, TrainingSettings
 from mbr_live.models import Tcn, TcnConfig, Trunk, TrunkConfig, export_onnx
 from mbr_live.scoring import average_precision, f1
-from mbr_live.types import RATE_FPS
+from mbr_live.types import CROP_PX, RATE_FPS
 
 THREADS = 2  # a fixed number, since sums in another order give other weights
 _UNSCORED_FRAMES = 3  # of a sequence: too early to have seen a movement

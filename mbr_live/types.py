@@ -19,6 +19,9 @@ RATE_FPS = 10
 TICK_NS = 1_000_000_000 // RATE_FPS
 """Length of one tick of the sampling grid."""
 
+CROP_PX = 160
+"""Side of the square crop that the feature network takes."""
+
 UNKNOWN = -1
 """Label of a behaviour that is not known, and source frame of a tick that no frame served."""
 
