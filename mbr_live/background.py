@@ -30,6 +30,9 @@ Labels = NDArray[np.int32]
 Plane = NDArray[np.float32]
 """Per-pixel memory, float32 [h, w]."""
 
+Box = tuple[slice, slice]
+"""Rows and columns of a part of the search picture."""
+
 SEARCH_PX = 214  # long side of the search picture: the smallest animal, 1/15 of the frame, is still 14 px long
 AREA_MIN, AREA_MAX = 0.0008, 0.16  # of the picture: limits of what may be an animal
 USUAL_AREA, AREA_SLACK = 0.03, 1.3  # of an animal not yet known: share of the picture, and its logarithm's range
@@ -38,7 +41,7 @@ AIM = 0.6  # how much less is believed at the border of the picture than in its 
 BORDER_FACTORS = (1.0, 0.85, 0.3, 0.05, 0.05)  # for touching so many sides of the picture
 CONTRAST_MIN = 10.0  # grey levels between animal and background below which nothing is believed
 NOISE_FACTOR = 5.0  # a difference counts from that many standard deviations of the picture's noise
-GAIN_STEP = 0.02  # most that the light may change between frames without being a switch
+GAIN_STEP = 0.3  # most that the exposure may change between frames without being a switch of the light
 LEVELS = 14  # grey levels at which spots are looked for
 RING_PX = 5  # width of the surroundings that a spot is compared with
 TEXTURE_PX = 9  # scale of the grain of bedding and floors; wider would count the furniture
@@ -76,7 +79,7 @@ class Blob:
     outline: float = 1.0  # -1: only in the background .. +1: only in the picture
 
     @property
-    def box(self) -> tuple[slice, slice]:
+    def box(self) -> Box:
         """Rows and columns of its bounding box."""
         height, width = self.mask.shape
         return slice(self.top, self.top + height), slice(self.left, self.left + width)
@@ -87,14 +90,39 @@ class Blob:
         return self.outline < GHOST_OUTLINE
 
 
+def search_stride(shape: tuple[int, int]) -> int:
+    """Pixels of the full frame, of (height, width) `shape`, per pixel of the search picture."""
+    return max(1, round(max(shape) / SEARCH_PX))
+
+
 def search_picture(pixels: NDArray[np.uint8]) -> Grey:
     """The frame, uint8 [H, W, 3] RGB, as a grey picture whose long side is about SEARCH_PX.
 
-    Its pixel (x, y) is sampled at (x * W / w, y * H / h): reading every pixel would cost more than all the rest.
+    Its pixel (x, y) is the frame's at stride * (x, y): reading every pixel would cost more than all the rest.
     """
-    height, width = pixels.shape[:2]
-    stride = max(1, round(max(height, width) / SEARCH_PX))
-    small = cv2.resize(pixels, (width // stride, height // stride), interpolation=cv2.INTER_NEAREST)
+    stride = search_stride(pixels.shape[:2])
+    height, width = (side // stride for side in pixels.shape[:2])
+    return _smoothed(pixels[: height * stride, : width * stride], stride)
+
+
+def search_picture_in(pixels: NDArray[np.uint8], box: Box, elsewhere: Grey) -> Grey:
+    """The search picture where only `box` is looked at; the rest is `elsewhere`, an earlier search picture."""
+    stride = search_stride(pixels.shape[:2])
+    rows, columns = (
+        slice(max(side.start - 1, 0), min(side.stop + 1, size)) for side, size in zip(box, elsewhere.shape, strict=True)
+    )
+    wider = _smoothed(
+        pixels[rows.start * stride : rows.stop * stride, columns.start * stride : columns.stop * stride], stride
+    )
+    top, left = box[0].start - rows.start, box[1].start - columns.start
+    picture = elsewhere.copy()
+    picture[box] = wider[top : top + box[0].stop - box[0].start, left : left + box[1].stop - box[1].start]
+    return picture
+
+
+def _smoothed(pixels: NDArray[np.uint8], stride: int) -> Grey:
+    height, width = (side // stride for side in pixels.shape[:2])
+    small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_NEAREST)
     return np.asarray(cv2.blur(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY), (3, 3)), dtype=np.uint8)
 
 
@@ -148,9 +176,9 @@ def compare(grey: Grey, background: Plane) -> tuple[Plane, float, float]:
 
 
 def blobs(
-    grey: Grey, background: Plane, heat: Plane, threshold: float, signs: Sequence[int], largest: float
+    grey: Grey, background: Plane, heat: Plane, threshold: float, signs: Sequence[int], largest: float, box: Box
 ) -> list[Blob]:
-    """Animal-sized differences from the background; `heat` is recent motion, 0..1.
+    """Animal-sized differences from the background in `box`; `heat` is recent motion, 0..1.
 
     A ragged one, and one of more than `largest` pixels, also yields its core: the animal beside its shadow, or on a
     floor that was painted over.
@@ -158,12 +186,12 @@ def blobs(
     known = np.asarray(cv2.convertScaleAbs(background), dtype=np.uint8)
     found = []
     for sign in signs:
-        difference = cv2.subtract(known, grey) if sign < 0 else cv2.subtract(grey, known)
+        difference = cv2.subtract(*((known[box], grey[box]) if sign < 0 else (grey[box], known[box])))
         _, mask = cv2.threshold(difference, threshold, 1, cv2.THRESH_BINARY)
-        for left, top, part in _parts(np.asarray(mask, dtype=np.uint8), grey.size):
-            box = (slice(top, top + part.shape[0]), slice(left, left + part.shape[1]))
+        for x, y, part in _parts(np.asarray(mask, dtype=np.uint8), grey.size):
+            inside = np.asarray(difference[y : y + part.shape[0], x : x + part.shape[1]], dtype=np.uint8)
+            left, top = box[1].start + x, box[0].start + y
             life, outline = _rim(part, left, top, grey, known, heat)
-            inside = np.asarray(difference[box], dtype=np.uint8)
             blob = measure(part, left, top, sign, inside, grey.shape, life, outline)
             found.append(blob)
             if blob.solidity < SOLID or blob.area > largest:
@@ -188,13 +216,14 @@ def _split(blob: Blob, difference: Grey, grey: Grey, known: Grey, heat: Plane) -
     return found
 
 
-def learn(grey: Grey, background: Plane, kept: Sequence[Blob], ghosts: Sequence[Blob]) -> Plane:
-    """The background after this frame: unchanged around `kept`, replaced by the picture at `ghosts`."""
+def learn(grey: Grey, background: Plane, kept: Sequence[Blob], ghosts: Sequence[Blob], frames: int) -> Plane:
+    """The background after the `frames` that end with this one: unchanged around `kept`, the picture at `ghosts`."""
     mask = np.zeros_like(grey)
     for blob in kept:
         mask[blob.box] |= blob.mask
     frozen = np.asarray(cv2.dilate(mask, _SQUARE_7), dtype=np.bool_)
-    step = np.clip((grey - background) * np.float32(LEARN_RATE), -LEARN_STEP, LEARN_STEP)
+    rate, limit = np.float32(1 - (1 - LEARN_RATE) ** frames), LEARN_STEP * frames
+    step = np.clip((grey - background) * rate, -limit, limit)
     step[frozen] = 0
     learnt: Plane = background + step
     for ghost in ghosts:
@@ -289,7 +318,7 @@ def _body(mask: Grey, difference: Grey, contrast: float) -> Grey:
     return np.asarray(body if body.any() else mask, dtype=np.uint8)
 
 
-def _window(mask: Grey, left: int, top: int, shape: tuple[int, ...], pad: int) -> tuple[tuple[slice, slice], Grey]:
+def _window(mask: Grey, left: int, top: int, shape: tuple[int, ...], pad: int) -> tuple[Box, Grey]:
     """The bounding box of a part, wider by `pad` but inside the picture, and the part's mask in it."""
     x, y = max(left - pad, 0), max(top - pad, 0)
     right, bottom = min(left + mask.shape[1] + pad, shape[1]), min(top + mask.shape[0] + pad, shape[0])

@@ -77,11 +77,11 @@ class TrainingSettings(_Section):
 
     seed: int = 1
     frames_per_step: Annotated[int, Field(ge=2)] = 64
-    frame_steps: Annotated[int, Field(ge=1)] = 1500
+    frame_steps: Annotated[int, Field(ge=1)] = 1000
     frame_learning_rate: Annotated[float, Field(gt=0.0)] = 3e-3
     sequence_frames: Annotated[int, Field(ge=4)] = 256
     sequences_per_step: Annotated[int, Field(ge=1)] = 16
-    sequence_steps: Annotated[int, Field(ge=1)] = 600
+    sequence_steps: Annotated[int, Field(ge=1)] = 300
     sequence_learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
     augmentation: Augmentation = Augmentation()
 

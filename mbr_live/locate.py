@@ -17,6 +17,7 @@ from mbr_live.background import (
     CONTRAST_MIN,
     USUAL_AREA,
     Blob,
+    Box,
     Grey,
     Plane,
     blobs,
@@ -25,6 +26,8 @@ from mbr_live.background import (
     learn,
     plausibility,
     search_picture,
+    search_picture_in,
+    search_stride,
 )
 from mbr_live.types import CROP_PX, NOT_FOUND, Image, MbrError, Sighting
 
@@ -45,6 +48,8 @@ CONFIRMED = 0.5  # credit from which the animal counts as known
 PATIENCE_FRAMES = 300  # sightings of one thing among others like it, none ever alive, until all are furniture
 SIGN_OF_LIFE = 0.1  # credit, or motion of the outline, that is enough not to count as furniture
 RIVAL = 0.3  # of the animal's plausibility, for another thing to be like it
+FOLLOW_FRAMES = 4  # on end, in which a known animal is looked for only around where it was
+REACH = 4.0  # times the root of its area: how far these reach
 OVERSIZE = 3.0  # times the usual area of a known animal: it is that and something else
 
 
@@ -56,6 +61,8 @@ class LocateState:
     background: Plane = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     previous: Grey = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
     heat: Plane = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # recent motion, 0..1
+    threshold: float = 0.0  # grey levels from which a difference counted when the whole picture was last looked at
+    followed_frames: int = 0  # frames since then
     place: tuple[float, float] = (float("nan"), float("nan"))  # of the last sighting
     home: tuple[float, float] = (float("nan"), float("nan"))  # of the last sighting of what is known to live
     area: float = float("nan")  # usual area of the animal
@@ -112,25 +119,76 @@ def locate(pixels: Image, state: LocateState) -> tuple[Sighting, LocateState]:
             f"locate: a frame of {shape[1]}x{shape[0]} px, expected {state.shape[1]}x{state.shape[0]} px as before; "
             "one camera keeps one frame size: start a new recording for another"
         )
+    return _followed(pixels, state) or _searched(pixels, replace(state, shape=shape))
+
+
+def _followed(pixels: Image, state: LocateState) -> tuple[Sighting, LocateState] | None:
+    """Look for a known animal, once its window is settled, only around where it was; None where that is not enough.
+
+    What lies elsewhere is remembered as it was; the background learns when the whole picture is seen.
+    """
+    if not state.window_px or state.credit <= CONFIRMED or state.followed_frames >= FOLLOW_FRAMES:
+        return None
+    box = _around(state)
+    grey = search_picture_in(pixels, box, state.previous)
+    heat = _heated(grey, state, state.threshold, box)
+    candidates = blobs(grey, state.background, heat, state.threshold, _signs(state), OVERSIZE * state.area, box)
+    animal = _choose(candidates, state)
+    if animal is None or _is_cut(animal, box, grey.shape) or not _is_same(animal, state):
+        return None
+    state = replace(state, previous=grey, heat=heat, followed_frames=state.followed_frames + 1)
+    state = _remembered(animal, grey, state)
+    return _sighting(animal, state), state
+
+
+def _searched(pixels: Image, state: LocateState) -> tuple[Sighting, LocateState]:
+    """Look for the animal in the whole picture."""
     grey = search_picture(pixels)
-    state = state if state.shape == shape else _begun(grey, replace(state, shape=shape))
+    state = state if state.background.shape == grey.shape else _begun(grey, state)
     background, threshold, changed = compare(grey, state.background)
     if changed > RESTART_SHARE:
         state = _begun(grey, state)
         background, threshold, _ = compare(grey, state.background)
-    moved = np.asarray(cv2.absdiff(grey, state.previous) > threshold, dtype=np.float32)
-    heat = np.maximum(state.heat * np.float32(COOL), moved)
+    box = _everywhere(grey)
+    heat = _heated(grey, state, threshold, box)
     largest = OVERSIZE * state.area if state.credit > CONFIRMED else 0.0
-    candidates = blobs(grey, background, heat, threshold, _signs(state), largest)
+    candidates = blobs(grey, background, heat, threshold, _signs(state), largest, box)
     animal = _choose(candidates, state)
     background = _learnt(grey, background, candidates, animal, state)
-    state = replace(state, background=background, previous=grey, heat=heat)
+    state = replace(state, background=background, previous=grey, heat=heat, threshold=threshold, followed_frames=0)
     if animal is None:
         return NOT_FOUND, replace(state, credit=state.credit * FORGET)
     if not state.proven and _has_rival(animal, candidates, grey):
         state = replace(state, unproven_frames=state.unproven_frames + 1)
-    state = _remembered(animal, grey, threshold, state)
+    state = _remembered(animal, grey, state)
     return _sighting(animal, state), state
+
+
+def _around(state: LocateState) -> Box:
+    """The part of the search picture that the animal can have reached since it was last seen."""
+    reach = REACH * float(np.sqrt(state.area))
+    (x, y), (height, width) = state.place, state.previous.shape
+    rows = slice(max(0, round(y - reach)), min(height, round(y + reach) + 1))
+    return rows, slice(max(0, round(x - reach)), min(width, round(x + reach) + 1))
+
+
+def _is_cut(animal: Blob, box: Box, shape: tuple[int, ...]) -> bool:
+    """Whether a blob goes on, or may go on, outside `box` in a picture of `shape`."""
+    return any(
+        (inner.start <= outer.start > 0) or (inner.stop >= outer.stop < size)
+        for inner, outer, size in zip(animal.box, box, shape, strict=True)
+    )
+
+
+def _heated(grey: Grey, state: LocateState, threshold: float, box: Box) -> Plane:
+    """Recent motion, cooled by a frame, and where `box` differs from the picture before."""
+    heat: Plane = state.heat * np.float32(COOL)
+    heat[box][cv2.absdiff(grey[box], state.previous[box]) > threshold] = 1.0
+    return heat
+
+
+def _everywhere(grey: Grey) -> Box:
+    return slice(0, grey.shape[0]), slice(0, grey.shape[1])
 
 
 def _begun(grey: Grey, state: LocateState) -> LocateState:
@@ -212,14 +270,23 @@ def _learnt(grey: Grey, background: Plane, candidates: list[Blob], animal: Blob 
         kept += others
     elif animal is not None and _life(animal) > 0.5:
         ghosts += [blob for blob in others if _life(blob) < 0.1 or blob.area > OVERSIZE * state.area]
-    return learn(grey, background, kept, ghosts)
+    return learn(grey, background, kept, ghosts, 1 + state.followed_frames)
 
 
-def _remembered(animal: Blob, grey: Grey, threshold: float, state: LocateState) -> LocateState:
+def _is_alike(animal: Blob, state: LocateState) -> bool:
+    """Whether a blob looks like the last sighting."""
+    return animal.sign == state.sign and 1 / OVERSIZE < animal.area / state.last_area < OVERSIZE
+
+
+def _is_same(animal: Blob, state: LocateState) -> bool:
+    """Whether a blob is the last sighting, a frame later."""
+    return _is_alike(animal, state) and _nearness(animal, state.place, state.area) > SAME_NEARNESS
+
+
+def _remembered(animal: Blob, grey: Grey, state: LocateState) -> LocateState:
     """The state after a sighting: who leaves its place, and leaves it bare, has moved, and earns credit."""
     place = (animal.x, animal.y)
-    alike = animal.sign == state.sign and 1 / OVERSIZE < animal.area / state.last_area < OVERSIZE
-    same = alike and _nearness(animal, state.place, state.area) > SAME_NEARNESS
+    alike, same = _is_alike(animal, state), _is_same(animal, state)
     trusted = same and state.home == state.place
     if alike and state.credit > CONFIRMED:
         trusted = trusted or _nearness(animal, state.home, state.area) > SAME_NEARNESS
@@ -227,7 +294,7 @@ def _remembered(animal: Blob, grey: Grey, threshold: float, state: LocateState) 
     earned = LIFE_CREDIT * max(0.0, 2 * _life(animal) - 1) if same else 0.0
     if np.hypot(animal.x - anchor[0], animal.y - anchor[1]) > TRAVEL * np.sqrt(state.area):
         column, row = round(anchor[0]), round(anchor[1])
-        if animal.sign * (float(grey[row, column]) - state.background[row, column]) < threshold:
+        if animal.sign * (float(grey[row, column]) - state.background[row, column]) < state.threshold:
             anchor, earned, trusted = place, CREDIT, True
     trusted = trusted or (same and credit < CONFIRMED and _life(animal) > 0.5)
     credit += earned * (1 - credit)
@@ -263,17 +330,16 @@ def _settling(length_px: float, trusted: bool, same: bool, state: LocateState) -
 
 def _scale(state: LocateState) -> float:
     """Pixels of the full frame per pixel of the search picture."""
-    return float(np.sqrt(state.shape[0] * state.shape[1] / state.background.size))
+    return float(search_stride(state.shape))
 
 
 def _sighting(animal: Blob, state: LocateState) -> Sighting:
-    height, width = state.background.shape
     scale = _scale(state)
     clarity = min(1.0, animal.contrast / (4 * CONTRAST_MIN))
     return Sighting(
         found=True,
-        x_px=animal.x * state.shape[1] / width,
-        y_px=animal.y * state.shape[0] / height,
+        x_px=animal.x * scale,
+        y_px=animal.y * scale,
         confidence=clarity * (0.5 + 0.5 * state.credit),
         area_px=animal.area * scale**2,
         length_px=animal.length * scale,

@@ -42,9 +42,9 @@ class TcnConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     channels: Annotated[int, Field(ge=2)] = 64
-    blocks: Annotated[int, Field(ge=1, le=12)] = 5
+    blocks: Annotated[int, Field(ge=1, le=12)] = 4
     kernel: Annotated[int, Field(ge=2)] = 3
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
 
 
 class Trunk(nn.Module):

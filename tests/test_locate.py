@@ -129,6 +129,30 @@ def test_animal_that_enters_is_found_at_once_and_missed_when_it_leaves() -> None
     assert not any(s.found for s in sightings[10:])
 
 
+def test_a_jump_of_the_exposure_costs_nothing() -> None:
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    arena = ((x - 320) / 270) ** 2 + ((y - 240) / 200) ** 2 < 1  # in a dark room, which shows less of the jump
+    ground = np.where(arena[..., None], floor(170, texture=4.0), np.uint8(40))
+
+    def picture(i: int) -> Image:
+        exposure = 0.72 if i >= 60 else 1.0
+        return noisy((with_animal(ground, *walk(i)) * exposure).clip(0, 255), i)
+
+    sightings, _ = follow((picture(i) for i in range(120)), initial_state())
+    assert max(error_px(s, *walk(i)[:2]) for i, s in enumerate(sightings)) < 20
+
+
+def test_a_known_animal_that_is_put_elsewhere_is_found_at_once() -> None:
+    def picture(i: int) -> Image:
+        x, y, angle = walk(i)
+        return noisy(with_animal(floor(), x, y if i < 80 else 480 - y, angle), i)
+
+    sightings, _ = follow((picture(i) for i in range(100)), initial_state())
+    for i in range(80, 100):
+        x, y, _ = walk(i)
+        assert error_px(sightings[i], x, 480 - y) < 20
+
+
 def test_light_switch_costs_seconds() -> None:
     bright, dim = floor(170), floor(60)
     state = follow((noisy(with_animal(bright, *walk(i)), i) for i in range(60)), initial_state())[1]
