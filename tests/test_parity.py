@@ -44,11 +44,22 @@ def test_one_camera_with_forced_drops(box_video: Path, tmp_path: Path, demo_bund
     assert (live / "box.bouts.csv").read_text() == bouts_of(rows, demo_bundle.manifest)
 
 
-def test_four_cameras_at_once(
-    box_video: Path, clutter_video: Path, dark_video: Path, realdata: Path, tmp_path: Path
+def test_four_cameras_at_once(box_video: Path, clutter_video: Path, dark_video: Path, tmp_path: Path) -> None:
+    fourth = tmp_path / "fourth.mp4"
+    fourth.write_bytes(box_video.read_bytes())
+    same_as_offline([box_video, clutter_video, dark_video, fourth], tmp_path)
+
+
+def test_four_cameras_of_which_two_are_real(
+    clutter_video: Path, dark_video: Path, realdata: Path, tmp_path: Path
 ) -> None:
-    live, offline = tmp_path / "live", tmp_path / "offline"
-    videos = [box_video, clutter_video, dark_video, realdata / "home_cage_bedded" / "minimal_top.mp4"]
+    real = realdata / "home_cage_bedded"
+    same_as_offline([clutter_video, dark_video, real / "minimal_top.mp4", real / "minimal_side.mp4"], tmp_path)
+
+
+def same_as_offline(videos: list[Path], folder: Path) -> None:
+    """Live, all at once and with losses, and then offline, one by one."""
+    live, offline = folder / "live", folder / "offline"
     replay(videos, live, "--drop", "0.05", "--seed", "9")
     for video in videos:
         batch(video, offline, "--drops", live / f"{video.stem}.run.json")
