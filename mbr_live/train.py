@@ -43,8 +43,9 @@ from mbr_live.bundle import (
     write_bundle,
 )
 from mbr_live.dataset import BehaviourSpec, Dataset, Recording, TrainingSettings
-from mbr_live.models import Tcn, TcnConfig, Trunk, TrunkConfig, export_onnx
+from mbr_live.models import Trunk, TrunkConfig, export_onnx
 from mbr_live.scoring import average_precision, f1
+from mbr_live.temporal import Tcn, TcnConfig
 from mbr_live.types import CROP_PX, RATE_FPS
 
 THREADS = 2  # a fixed number, since sums in another order give other weights

@@ -14,32 +14,39 @@ from test_bundle import manifest  # noqa: E402
 
 from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, load_bundle, write_bundle  # noqa: E402
 from mbr_live.engine import OpenVinoEngine  # noqa: E402
-from mbr_live.models import Tcn, TcnConfig, Trunk, TrunkConfig, export_onnx  # noqa: E402
+from mbr_live.models import Trunk, TrunkConfig, export_onnx  # noqa: E402
+from mbr_live.temporal import (  # noqa: E402
+    LstmConfig,
+    TcnConfig,
+    TemporalModel,
+    TransformerConfig,
+    build_temporal,
+)
 from mbr_live.types import MbrError  # noqa: E402
 
 LANES = 8
 
 
-@pytest.fixture(scope="module")
-def networks() -> tuple[Trunk, Tcn]:
+@pytest.fixture(scope="module", params=[TcnConfig(), LstmConfig(), TransformerConfig()], ids=lambda config: config.kind)
+def networks(request: pytest.FixtureRequest) -> tuple[Trunk, TemporalModel]:
     torch.manual_seed(7)
     trunk = Trunk(TrunkConfig())
-    tcn = Tcn(TcnConfig(), feature_dim=trunk.feature_dim, behaviours=2)
+    temporal = build_temporal(request.param, feature_dim=trunk.feature_dim, behaviours=2)
     with torch.no_grad():  # statistics of a trained network, so that their folding on export is put to the test
         trunk.train()(torch.randint(0, 256, (4, 160, 160, 3), dtype=torch.uint8))
-    return trunk.eval(), tcn.eval()
+    return trunk.eval(), temporal.eval()
 
 
 @pytest.fixture(scope="module")
-def bundle(networks: tuple[Trunk, Tcn], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    trunk, tcn = networks
+def bundle(networks: tuple[Trunk, TemporalModel], tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    trunk, temporal = networks
     folder: Path = tmp_path_factory.mktemp("engine")
-    export_onnx(trunk, tcn, folder)
+    export_onnx(trunk, temporal, folder)
     contents = {name: (folder / name).read_bytes() for name in (FEATURES, TEMPORAL)}
     described = manifest(
         feature_dim=trunk.feature_dim,
-        state_size=tcn.state_size,
-        receptive_field_frames=tcn.receptive_field_frames,
+        state_size=temporal.state_size,
+        receptive_field_frames=max(1, temporal.receptive_field_frames),
     )
     return write_bundle(folder / "model", described, {**contents, CARD: b"card"})
 
@@ -68,27 +75,29 @@ def bytes_of(engine: OpenVinoEngine, crops: NDArray[np.uint8], state: NDArray[np
 
 
 def test_equals_torch(
-    engine: OpenVinoEngine, networks: tuple[Trunk, Tcn], crops: NDArray[np.uint8], state: NDArray[np.float32]
+    engine: OpenVinoEngine, networks: tuple[Trunk, TemporalModel], crops: NDArray[np.uint8], state: NDArray[np.float32]
 ) -> None:
-    trunk, tcn = networks
+    trunk, temporal = networks
     with torch.inference_mode():
         features = trunk(torch.from_numpy(crops))
-        logits, after = tcn.step(features, torch.from_numpy(state))
+        logits, after = temporal.step(features, torch.from_numpy(state))
     np.testing.assert_allclose(engine.features(crops), features.numpy(), atol=1e-4)
     found = engine.step(features.numpy(), state)
     np.testing.assert_allclose(found[0], logits.numpy(), atol=1e-4)
     np.testing.assert_allclose(found[1], after.numpy(), atol=1e-4)
 
 
-def test_streaming_equals_torch_on_the_whole_sequence(engine: OpenVinoEngine, networks: tuple[Trunk, Tcn]) -> None:
-    _, tcn = networks
+def test_streaming_equals_torch_on_the_whole_sequence(
+    engine: OpenVinoEngine, networks: tuple[Trunk, TemporalModel]
+) -> None:
+    _, temporal = networks
     features = np.random.default_rng(3).standard_normal((200, 1, 256)).astype(np.float32)
-    state, logits = np.zeros((1, tcn.state_size), np.float32), []
+    state, logits = np.zeros((1, temporal.state_size), np.float32), []
     for frame in features:
         now, state = engine.step(frame, state)
         logits.append(now[0])
     with torch.inference_mode():
-        whole = tcn(torch.from_numpy(features).transpose(0, 1))[0]
+        whole = temporal(torch.from_numpy(features).transpose(0, 1))[0]
     np.testing.assert_allclose(np.stack(logits), whole.numpy(), atol=1e-4)
 
 
