@@ -232,6 +232,7 @@ def read_dataset(path: Path) -> Dataset:
 
 
 def _specs_of(dataset: Dataset, folder: Path) -> tuple[RecordingSpec, ...]:
+    _check_behaviours(dataset)
     alone = len(dataset.recordings) == 1 and not dataset.folders
     own_group = "" if alone or dataset.groups_share_animal else None
     specs = [
@@ -247,7 +248,6 @@ def _specs_of(dataset: Dataset, folder: Path) -> tuple[RecordingSpec, ...]:
             "clips are too short to settle a crop window. Give window_px = the side of the window in pixels."
         )
     check_names(specs)
-    _check_behaviours(dataset)
     strangers = sorted(set(dataset.splits.groups) - {spec.group for spec in specs})
     if strangers:
         raise MbrError(f"splits.groups names {', '.join(strangers)}, which is no group of a recording. Mend the name.")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -126,18 +127,22 @@ def _lines(specs: Sequence[RecordingSpec], truth: Truth) -> Iterator[Line]:
 
 
 def _table(plan: Dataset, lines: Sequence[Line]) -> Table:
-    table = Table(title=f"{plan.name}: truth at {RATE_FPS} fps", show_lines=True)
-    table.add_column("recording", overflow="fold")
+    table = Table(title=f"{plan.name}: truth at {RATE_FPS} fps", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("recording", overflow="fold", min_width=20)
     for column in ("split", "behaviour"):
         table.add_column(column, no_wrap=True)
-    for column in ("labelled s", "shown", "bouts", "bout length s"):
+    for column in ("labelled", "shown", "bouts", "bout length"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.caption = "shown: share of the labelled time. bout length: 10 %, 50 %, 90 % of the bouts are shorter"
+    table.caption = (
+        "In seconds. shown: share of the labelled time. bout length: 10 %, 50 % and 90 % of bouts are shorter."
+    )
     conditions = len({line.spec.condition for line in lines})
     for line in lines:
         cells = [_statistics(line, k) for k in range(len(plan.behaviours))]
         spec = line.spec
-        about = ([spec.group] if spec.group != spec.name else []) + ([spec.condition] if conditions > 1 else [])
+        about = ([spec.group] if not line.name.startswith(spec.group) else []) + (
+            [spec.condition] if conditions > 1 else []
+        )
         table.add_row(
             escape("\n".join([line.name, *([", ".join(about)] if about else [])])),
             spec.split,
