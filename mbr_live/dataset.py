@@ -60,6 +60,7 @@ RENDERED_BY = ("simulate*.py",)
 CROPPED_BY = ("background.py", "locate.py", "sampler.py", "sources.py")
 
 _NOISE_MARGIN_PX = 64
+_MAPPED_FROM_BYTES = 8 << 20
 
 
 class BehaviourSpec(Section):
@@ -189,9 +190,10 @@ class Recording:
     """The N frames of a recording that have a crop, in order."""
 
     name: str
+    subject: str  # what scores are given for: the recording, or the group of a clip
     split: str
     ticks: NDArray[np.int64]  # [N] of the 10 fps grid
-    crops: NDArray[np.uint8]  # [N, H, W, 3], mapped from a file
+    crops: NDArray[np.uint8]  # [N, H, W, 3], mapped from a file where they are many
     truth: Marks  # [N, K]
 
 
@@ -382,11 +384,11 @@ def prepare(dataset: Dataset, cache: Path, progress: Progress) -> list[Recording
     cache.mkdir(parents=True, exist_ok=True)
     specs = [spec for spec in dataset.all_recordings() if spec.split != "test"]
     # Problems of labels are found before hours of cropping, but for simulated truth, which is rendered on the way.
-    known = {
-        spec.name: annotations_of(spec, dataset, cache)
-        for spec in specs
-        if not isinstance(spec.source, SimulatedRecording)
-    }
+    real = [spec for spec in specs if not isinstance(spec.source, SimulatedRecording)]
+    known: dict[str, Annotations] = {}
+    for spec in real:
+        known[spec.name] = annotations_of(spec, dataset, cache)
+        progress("labels", len(known), len(real))
     specs = [spec for spec in specs if spec.name not in known or np.any(known[spec.name].marks != UNKNOWN)]
     progress("recordings", 0, len(specs))
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
@@ -543,9 +545,10 @@ def _crop_file(path: Path) -> Iterator[Callable[[Image], None]]:
 def _load(spec: RecordingSpec, annotations: Annotations, files: tuple[Path, Path]) -> Recording:
     crops, rows = files
     ticks, source_frames = np.load(rows, allow_pickle=False).T
-    return Recording(
-        spec.name, spec.split or "train", ticks, np.load(crops, mmap_mode="r"), annotations.at(source_frames)
-    )
+    # A mapped file stays open: thousands of clips would be more than a process may have.
+    pictures = np.load(crops, mmap_mode="r" if crops.stat().st_size > _MAPPED_FROM_BYTES else None)
+    subject = spec.group if isinstance(spec.source, Clip) else spec.name
+    return Recording(spec.name, subject, spec.split or "train", ticks, pictures, annotations.at(source_frames))
 
 
 def _rendered(recording: SimulatedRecording, cache: Path) -> tuple[Path, Path]:

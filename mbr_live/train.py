@@ -89,7 +89,7 @@ class _Sequence:
 class _Validated:
     """What the networks say of the M frames of one stretch that the pipeline would label."""
 
-    recording: str
+    recording: str  # or the group of a clip
     probabilities: NDArray[np.float32]  # [M, K]
     truth: Marks  # [M, K]
 
@@ -273,7 +273,7 @@ def _validate(tcn: Tcn, lesson: _Lesson, features: Tensor, warmup_frames: int) -
             probabilities = torch.sigmoid(tcn(features[torch.from_numpy(rows)][None])[0]).numpy()
         labelled = known & (np.cumsum(known) > warmup_frames)
         truth = lesson.recording.truth[rows]
-        validated.append(_Validated(lesson.recording.name, probabilities[labelled], truth[labelled]))
+        validated.append(_Validated(lesson.recording.subject, probabilities[labelled], truth[labelled]))
     return validated
 
 
@@ -346,7 +346,7 @@ def _card(plan: Dataset, recordings: Sequence[Recording], scores: tuple[Score, .
         summary="\n\n".join((plan.summary.strip(), *plan.caveats)),
         date=datetime.now(UTC).date().isoformat(),
         seed=settings.seed,
-        recordings=tuple(f"{recording.name} ({recording.split})" for recording in recordings),
+        recordings=tuple(dict.fromkeys(f"{recording.subject} ({recording.split})" for recording in recordings)),
         frames=sum(len(recording.ticks) for recording in recordings if recording.split == "train"),
         steps={"frames": settings.frame_steps, "sequences": settings.sequence_steps},
         versions={"mbr-live": __version__, "python": platform.python_version(), "torch": torch.__version__},

@@ -267,6 +267,11 @@ def test_check_prints_problems_and_draws_plots(two: Path, capsys: pytest.Capture
 # What is trained on.
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
 def real_form(box_video: Path, tmp_path: Path) -> Path:
     """The simulated recording twice, as a lab would have it; half of the grooming is not labelled."""
@@ -290,8 +295,8 @@ def real_form(box_video: Path, tmp_path: Path) -> Path:
     return tmp_path / "dataset.toml"
 
 
-def test_crops_of_videos_are_kept_and_their_truth_is_looked_up_by_source_frame(real_form: Path) -> None:
-    dataset, cache = read_dataset(real_form), real_form.parent / "cache"
+def test_crops_of_videos_are_kept_and_their_truth_is_looked_up_by_source_frame(real_form: Path, cache: Path) -> None:
+    dataset = read_dataset(real_form)
     made = prepare(dataset, cache, silent)
     assert [recording.name for recording in made] == ["a", "b"]  # nobody labelled c
     recording = made[0]
@@ -308,11 +313,10 @@ def test_crops_of_videos_are_kept_and_their_truth_is_looked_up_by_source_frame(r
     assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == before
 
 
-def test_training_masks_what_nobody_labelled(real_form: Path) -> None:
+def test_training_masks_what_nobody_labelled(real_form: Path, cache: Path) -> None:
     pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
     from mbr_live.train import train
 
-    cache = real_form.parent / "cache"
     bundle = train(real_form, real_form.parent / "bundle", progress=silent, cache=cache)
     card = bundle.manifest.training
     assert card.recordings == ("a (train)", "b (validation)")
