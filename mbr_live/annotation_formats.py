@@ -126,9 +126,9 @@ def _read(path: Path, format_: Format, wanted: frozenset[str], times_ns: TimesNs
         case "sparse":
             return read_sparse(path, wanted, len(times_ns))
         case "boris":
-            return read_boris_events(path, times_ns, videos)
+            return read_boris_events(path, times_ns, videos, wanted)
         case "boris_aggregated":
-            return read_boris_bouts(path, times_ns, videos)
+            return read_boris_bouts(path, times_ns, videos, wanted)
         case "boris_binary":
             return read_binary_table(path, times_ns)
         case "deepethogram":

@@ -390,20 +390,21 @@ def prepare(dataset: Dataset, cache: Path, progress: Progress) -> list[Recording
         known[spec.name] = annotations_of(spec, dataset, cache)
         progress("labels", len(known), len(real))
     specs = [spec for spec in specs if spec.name not in known or np.any(known[spec.name].marks != UNKNOWN)]
-    progress("recordings", 0, len(specs))
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
-        tasks = [workers.submit(_prepare_one, spec, dataset.window_px, cache) for spec in specs]
-        try:
-            for done, task in enumerate(as_completed(tasks), start=1):
-                task.result()
-                progress("recordings", done, len(specs))
-        except BaseException:
-            workers.shutdown(cancel_futures=True)
-            raise
-        cropped = [task.result() for task in tasks]
+    files = {spec.name: _crop_files(spec, dataset.window_px, cache) for spec in specs}
+    missing = [spec for spec in specs if not all(map(Path.is_file, files[spec.name]))]
+    progress("recordings", len(specs) - len(missing), len(specs))
+    if missing:
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
+            tasks = [workers.submit(_prepare_one, spec, dataset.window_px, cache, files[spec.name]) for spec in missing]
+            try:
+                for left, task in zip(reversed(range(len(tasks))), as_completed(tasks), strict=True):
+                    task.result()
+                    progress("recordings", len(specs) - left, len(specs))
+            except BaseException:
+                workers.shutdown(cancel_futures=True)
+                raise
     recordings = [
-        _load(spec, known.get(spec.name) or annotations_of(spec, dataset, cache), files)
-        for spec, files in zip(specs, cropped, strict=True)
+        _load(spec, known.get(spec.name) or annotations_of(spec, dataset, cache), files[spec.name]) for spec in specs
     ]
     for recording in recordings:
         if not np.any(recording.truth != UNKNOWN):
@@ -461,30 +462,30 @@ def _random_tone(settings: Augmentation, rng: np.random.Generator) -> NDArray[np
     return np.asarray((levels - 128.0) * contrast + 128.0 + brightness, np.float32)
 
 
-def _prepare_one(spec: RecordingSpec, window_px: int | None, cache: Path) -> tuple[Path, Path]:
-    """Make crops and rows of a recording where they are not in the cache; their files."""
+def _prepare_one(spec: RecordingSpec, window_px: int | None, cache: Path, files: tuple[Path, Path]) -> None:
+    """Make the crops and rows of a recording."""
     cv2.setNumThreads(1)
-    videos = video_files(spec, cache)
-    key = _key(_identity(spec, videos, window_px, cache), (*RENDERED_BY, *CROPPED_BY))
-    crops, rows = (cache / f"{_file_name(spec.name)}.{key}.{ending}.npy" for ending in ("crops", "rows"))
-    if not (crops.is_file() and rows.is_file()):
-        source = sources.JoinedFiles(spec.name, [sources.open_video(video) for video in videos])
-        found = _write_crops(source, window_px, crops)
-        if not len(found) and not isinstance(spec.source, Clip):
-            raise MbrError(
-                f"{spec.name}: the animal was not found for long enough to crop it. Give a longer recording, or "
-                "window_px = the side of the crop window."
-            )
-        _save(rows, found)
-    return crops, rows
+    crops, rows = files
+    source = sources.JoinedFiles(spec.name, [sources.open_video(video) for video in video_files(spec, cache)])
+    found = _write_crops(source, window_px, crops)
+    if not len(found) and not isinstance(spec.source, Clip):
+        raise MbrError(
+            f"{spec.name}: the animal was not found for long enough to crop it. Give a longer recording, or "
+            "window_px = the side of the crop window."
+        )
+    _save(rows, found)
 
 
-def _identity(spec: RecordingSpec, videos: Sequence[Path], window_px: int | None, cache: Path) -> str:
-    """What crops depend on besides code: a simulated recording's description, or what is in the video files."""
-    window = f" window {window_px}" if window_px else ""
+def _crop_files(spec: RecordingSpec, window_px: int | None, cache: Path) -> tuple[Path, Path]:
+    """Crops and rows of a recording in the cache, named by all that they depend on."""
     if isinstance(spec.source, SimulatedRecording):
-        return spec.source.model_dump_json(exclude={"split"}) + window
-    return " ".join(_content_hash(video, cache) for video in videos) + window
+        pictures = spec.source.model_dump_json(exclude={"split"})
+    else:
+        pictures = " ".join(_content_hash(video, cache) for video in video_files(spec))
+    window = f" window {window_px}" if window_px else ""
+    key = _key(pictures + window, (*RENDERED_BY, *CROPPED_BY))
+    name = _file_name(spec.name)
+    return cache / f"{name}.{key}.crops.npy", cache / f"{name}.{key}.rows.npy"
 
 
 def _content_hash(path: Path, cache: Path) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,11 @@ class _Bout:
     mark: int = 1
 
 
-def read_boris_events(path: Path, times_ns: TimesNs, videos: Sequence[str]) -> LabelTable:
-    """BORIS tabular events, current and older: START, STOP and POINT rows. `videos` are the stems of the recording."""
+def read_boris_events(path: Path, times_ns: TimesNs, videos: Sequence[str], wanted: Collection[str]) -> LabelTable:
+    """BORIS tabular events, current and older: START, STOP and POINT rows.
+
+    `videos` are the stems of the recording's files; faults are reported of `wanted` behaviours only.
+    """
     needed = ("time", "behavior")
     _, header = header_of(path, needed)
     kind = next((name for name in ("behavior type", "status") if name in map(plain, header)), None)
@@ -51,11 +54,11 @@ def read_boris_events(path: Path, times_ns: TimesNs, videos: Sequence[str]) -> L
     for events in by_key.values():
         paired, unpaired = _paired(path, events, kind, int(times_ns[-1]))
         bouts += paired
-        findings += unpaired
-    return _table(path, bouts, times_ns, findings)
+        findings += unpaired if plain(events[0]["behavior"]) in wanted else []
+    return _table(path, bouts, times_ns, findings, wanted)
 
 
-def read_boris_bouts(path: Path, times_ns: TimesNs, videos: Sequence[str]) -> LabelTable:
+def read_boris_bouts(path: Path, times_ns: TimesNs, videos: Sequence[str], wanted: Collection[str]) -> LabelTable:
     """BORIS aggregated events: a row with start and stop per bout."""
     bouts = []
     for row in _boris_rows(path, ("behavior", "start (s)", "stop (s)"), videos):
@@ -65,21 +68,19 @@ def read_boris_bouts(path: Path, times_ns: TimesNs, videos: Sequence[str]) -> La
                 f"{path}: a bout of {row['behavior']} stops before it starts, at {start_ns / 1e9} s. Mend it."
             )
         bouts.append(_Bout(row["behavior"], start_ns, stop_ns))
-    return _table(path, bouts, times_ns, [])
+    return _table(path, bouts, times_ns, [], wanted)
 
 
 def read_jaaba_scores(path: Path) -> LabelTable:
     """JAABA scores: bouts of one behaviour, frames counted from 1, the end one past; NaN scores are not labelled."""
     content = load_mat(path)
-    scores = content["allScores"].ravel()[0]
-    (values,) = _single(path, scores["scores"])
-    starts, stops = (_single(path, scores[name])[0].astype(np.int64) for name in ("t0s", "t1s"))
+    scores = _field(path, content, "allScores").ravel()[0]
+    values = _single(path, scores, "scores")
+    starts, stops = (_single(path, scores, name).astype(np.int64) for name in ("t0s", "t1s"))
     marks = np.where(np.isnan(values.astype(np.float64)), UNKNOWN, 0).astype(np.int8)
     for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         marks[start - 1 : stop - 1] = 1
-    if "behaviorName" not in content:
-        raise MbrError(f"{path}: behaviorName is missing, so nobody knows what was scored. Save the scores again.")
-    return LabelTable((_text(content["behaviorName"]),), marks[:, None], UNKNOWN, counts_frames=True)
+    return LabelTable((_text(_field(path, content, "behaviorName")),), marks[:, None], UNKNOWN, counts_frames=True)
 
 
 def read_jaaba_labels(path: Path) -> LabelTable:
@@ -88,8 +89,8 @@ def read_jaaba_labels(path: Path) -> LabelTable:
     labels = content["labels"].ravel() if "labels" in content else [content]
     if len(labels) != 1:
         raise MbrError(f"{path}: the labels are of {len(labels)} experiments. Expected one. Save each for itself.")
-    starts, stops = (_single(path, labels[0][name])[0].astype(np.int64) for name in ("t0s", "t1s"))
-    names = [_text(name) for name in _single(path, labels[0]["names"])[0]]
+    starts, stops = (_single(path, labels[0], name).astype(np.int64) for name in ("t0s", "t1s"))
+    names = [_text(name) for name in _single(path, labels[0], "names")]
     shown = sorted({re.sub(r"^no_", "", name, flags=re.IGNORECASE) for name in names if plain(name) != _NO_BEHAVIOUR})
     if not shown and "behaviorName" in content:
         shown = [_text(content["behaviorName"])]
@@ -119,13 +120,23 @@ def load_mat(path: Path) -> dict[str, Any]:
     return content
 
 
-def _single(path: Path, cells: NDArray[Any]) -> tuple[NDArray[Any]]:
-    """What a cell array [1, animals] holds for its only animal, flat."""
+def _field(path: Path, record: Any, name: str) -> NDArray[Any]:
+    """A field of a MATLAB structure, or a variable of the file."""
+    try:
+        field: NDArray[Any] = record[name]
+    except (KeyError, ValueError, IndexError) as error:
+        raise MbrError(f"{path}: found no {name} in it. Expected scores or labels as JAABA saves them.") from error
+    return field
+
+
+def _single(path: Path, record: Any, name: str) -> NDArray[Any]:
+    """What the cell array [1, animals] of that name holds for the only animal, flat."""
+    cells = _field(path, record, name)
     if cells.dtype != object:
-        return (cells.ravel(),)
+        return cells.ravel()
     if cells.size != 1:
         raise MbrError(f"{path}: found {cells.size} animals, expected one. Save the labels of one animal.")
-    return (np.asarray(cells.ravel()[0]).ravel(),)
+    return np.asarray(cells.ravel()[0]).ravel()
 
 
 def _text(value: Any) -> str:
@@ -139,9 +150,9 @@ def _boris_rows(path: Path, needed: Sequence[str], videos: Sequence[str]) -> lis
     number, header = header_of(path, needed)
     names = [plain(name) for name in header]
     rows: list[Row] = [
-        dict(zip(names, cells, strict=False))
+        dict(zip_longest(names, cells[: len(names)], fillvalue=""))
         for line, cells in enumerate(rows_of(path))
-        if line > number and len(cells) >= len(names) - 1 and any(cells)
+        if line > number and any(cells)
     ]
     offset = next((row["time offset (s)"] for row in rows if row.get("time offset (s)", "").strip(" 0.")), None)
     if offset:
@@ -196,7 +207,13 @@ def _paired(path: Path, events: Sequence[Row], kind: str, end_ns: int) -> tuple[
     return bouts, findings
 
 
-def _table(path: Path, bouts: Sequence[_Bout], times_ns: TimesNs, findings: Sequence[Finding]) -> LabelTable:
+def _table(
+    path: Path,
+    bouts: Sequence[_Bout],
+    times_ns: TimesNs,
+    findings: Sequence[Finding],
+    wanted: Collection[str],
+) -> LabelTable:
     """Marks of every source frame: a frame belongs to a bout from its onset on, until before its offset."""
     names = tuple(sorted({bout.code for bout in bouts}))
     marks: Marks = np.zeros((len(times_ns), len(names)), np.int8)
@@ -204,7 +221,7 @@ def _table(path: Path, bouts: Sequence[_Bout], times_ns: TimesNs, findings: Sequ
         first, stop = np.searchsorted(times_ns, np.array((bout.start_ns, bout.stop_ns)) - TOLERANCE_NS)
         marks[first : max(stop, first + 1), names.index(bout.code)] = bout.mark
     found = list(findings)
-    for name in names:
+    for name in (name for name in names if plain(name) in wanted):
         of_name = sorted(
             (bout for bout in bouts if bout.code == name and bout.mark == 1), key=lambda bout: bout.start_ns
         )

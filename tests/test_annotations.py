@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.io import savemat
 
 from mbr_live.annotation_formats import Format, read_annotations, recognised
 from mbr_live.annotations import Annotations, Finding, runs
@@ -216,6 +215,12 @@ def test_boris_event_without_its_other_end_leaves_the_stretch_unlabelled(tmp_pat
     assert shown(annotations, "grooming", UNKNOWN) == [[0, 30], [60, 90]]
 
 
+def test_faults_of_behaviours_that_nobody_asked_for_do_not_matter(tmp_path: Path) -> None:
+    rows = [boris_row("digging", "START", 1.0), boris_row("grooming", "START", 2.0), boris_row("grooming", "STOP", 2.5)]
+    annotations, findings = read(boris(tmp_path / "obs.csv", rows))
+    assert [each.kind for each in findings] == ["unknown_behaviour"] and shown(annotations, "grooming") == [[60, 75]]
+
+
 def test_boris_export_of_several_observations_takes_the_one_of_the_video(tmp_path: Path) -> None:
     def bout(media: str, start: float) -> list[str]:
         return [
@@ -245,6 +250,13 @@ def test_boris_events_that_do_not_fit(tmp_path: Path, row: str, kind: str, text:
 # JAABA.
 
 
+@pytest.fixture
+def savemat() -> Callable[..., None]:
+    scipy_io = pytest.importorskip("scipy.io", reason="training is not installed: pip install 'mbr-live[train]'")
+    written: Callable[..., None] = scipy_io.savemat
+    return written
+
+
 def cell(*items: object) -> np.ndarray:
     made = np.empty((1, len(items)), object)
     for place, item in enumerate(items):
@@ -252,7 +264,7 @@ def cell(*items: object) -> np.ndarray:
     return made
 
 
-def test_jaaba_scores_count_from_one_and_end_one_past(tmp_path: Path) -> None:
+def test_jaaba_scores_count_from_one_and_end_one_past(tmp_path: Path, savemat: Callable[..., None]) -> None:
     values = np.full(FRAMES, -1.0)
     values[80:] = np.nan
     scores = {"t0s": cell([11.0, 31.0]), "t1s": cell([21.0, 32.0]), "scores": cell(values)}
@@ -266,7 +278,7 @@ def test_jaaba_scores_count_from_one_and_end_one_past(tmp_path: Path) -> None:
     assert shown(both, "rearing") == shown(both, "grooming") == [[10, 20], [30, 31]]
 
 
-def test_jaaba_labels_leave_the_rest_unlabelled(tmp_path: Path) -> None:
+def test_jaaba_labels_leave_the_rest_unlabelled(tmp_path: Path, savemat: Callable[..., None]) -> None:
     labels = {"t0s": cell([11.0, 31.0]), "t1s": cell([21.0, 41.0]), "names": cell(cell("Grooming", "None"))}
     savemat(tmp_path / "labels.mat", {"labels": labels})
     annotations, findings = read(tmp_path / "labels.mat")
@@ -274,11 +286,12 @@ def test_jaaba_labels_leave_the_rest_unlabelled(tmp_path: Path) -> None:
     assert shown(annotations, "grooming", 0) == [[30, 40]] and shown(annotations, "grooming", UNKNOWN)[0] == [0, 10]
 
 
-def test_jaaba_file_of_two_animals_or_of_nothing(tmp_path: Path) -> None:
+def test_jaaba_file_of_two_animals_or_of_nothing(tmp_path: Path, savemat: Callable[..., None]) -> None:
     scores = {"t0s": cell([1.0], [2.0]), "t1s": cell([2.0], [3.0]), "scores": cell(np.zeros(9), np.zeros(9))}
     savemat(tmp_path / "two.mat", {"allScores": scores, "behaviorName": "Grooming"})
+    savemat(tmp_path / "other.mat", {"trx": np.zeros(3)})
     written(tmp_path / "none.mat", "not MATLAB")
-    for name, text in (("two.mat", "2 animals"), ("none.mat", "cannot be read")):
+    for name, text in (("two.mat", "2 animals"), ("other.mat", "no t0s"), ("none.mat", "cannot be read")):
         _, findings = read(tmp_path / name)
         assert [each.kind for each in findings] == ["invalid_format"] and text in findings[0].text
 

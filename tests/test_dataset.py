@@ -252,6 +252,7 @@ def test_times_without_decoding_are_those_of_decoding(tmp_path: Path, fps: int) 
 
 
 def test_check_prints_problems_and_draws_plots(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="training is not installed: pip install 'mbr-live[train]'")
     entries = TWO.replace("group = 'a.mp4'", "group = 'a.mp4'\nlabels = 'a.csv'")
     lab(two, entries.replace("group = 'b.mp4'", "group = 'b.mp4'\nlabels = 'b.csv'"))
     assert check_program(two / "dataset.toml", two / "plots") == 0
