@@ -188,7 +188,7 @@ def _missing_column(paths: Sequence[Path], behaviour: str, names: Sequence[str])
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     shown = ", ".join(map(repr, header[:8])) + (", ..." if len(header) > 8 else "")
     wanted = " or ".join(map(repr, names))
-    return f"{paths[0].name} has no column {wanted} for {behaviour}; it has {shown}.{hint} Set its columns = [...]"
+    return f"no column {wanted} for {behaviour}; the labels have {shown}.{hint} Set its columns = [...]"
 
 
 def _unknown(tables: Sequence[LabelTable], wanted: frozenset[str]) -> list[Finding]:

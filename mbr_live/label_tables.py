@@ -123,6 +123,8 @@ def read_binary_table(path: Path, times_ns: TimesNs) -> LabelTable:
 
 def _held(marks: Marks, starts: NDArray[np.int64], grid: NDArray[np.int64]) -> Marks:
     """Marks [N, C] at the places of `grid`, of rows that hold from their start until the next one's."""
+    if not marks.shape[1]:
+        return np.zeros((len(grid), 0), np.int8)
     row = np.searchsorted(starts, grid, side="right") - 1
     held: Marks = marks[np.maximum(row, 0)]
     held[row < 0] = UNKNOWN

@@ -57,14 +57,18 @@ class VideoFile:
         return self.declared_frames
 
     def times_ns(self) -> NDArray[np.int64]:
-        """Presentation times of all frames since the first, int64 [N], as iterating gives them, without decoding."""
+        """Presentation times of all frames since the first, int64 [N], as iterating gives them.
+
+        They are read without decoding, but for files that store no presentation times.
+        """
         with _opened(self.path) as container:
             stream = container.streams.video[0]
             packets = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
             time_base = stream.time_base or Fraction(1, _NS)
-        if not packets or None in packets:
-            raise MbrError(f"{self.path}: not all frames have a presentation time. Write the video anew with ffmpeg.")
+            reordered = container.format.name == "avi" and stream.codec_context.has_b_frames
         times = sorted(pts for pts in packets if pts is not None)
+        if not times or len(times) < len(packets) or reordered:
+            return np.array([frame.time_ns for frame in self], np.int64)
         return np.array([round((pts - times[0]) * time_base * _NS) for pts in times], np.int64)
 
     def __iter__(self) -> Iterator[SourceFrame]:

@@ -310,6 +310,7 @@ def test_jaaba_file_of_two_animals_or_of_nothing(tmp_path: Path, savemat: Callab
         (frame_table("grooming,rearing", ["0,0"], 30), "too_few_frames", "30 rows, the video 90 frames"),
         (frame_table("likes,shares", ["0,0"]), "invalid_format", "of no format that is known"),
         ("grooming,rearing\n", "invalid_format", "no row below the header"),
+        ("source_frame,grooming\n0,0\n5,0\n", "missing_column", "no column 'rearing' for rearing"),
         ("", "invalid_format", "no header"),
     ],
 )
@@ -342,6 +343,23 @@ def test_runs_put_together_again_are_the_marks(values: list[int]) -> None:
             assert start < stop and np.all(again[start:stop] == 9)
             again[start:stop] = value
     np.testing.assert_array_equal(again, marks)
+
+
+changes = st.dictionaries(st.integers(0, FRAMES - 1), st.sampled_from([-1, 0, 1]), min_size=2)
+
+
+@settings(deadline=None)  # it writes files
+@given(changes)
+def test_sparse_rows_say_the_same_as_a_row_for_every_frame(
+    tmp_path_factory: pytest.TempPathFactory, rows: dict[int, int]
+) -> None:
+    starts = sorted(rows)
+    stop = min(2 * starts[-1] - starts[-2], FRAMES)
+    dense = [rows[max(start for start in starts if start <= frame)] for frame in range(starts[0], stop)]
+    text = "source_frame,g\n" + "".join(f"{start},{rows[start]}\n" for start in starts)
+    path = written(tmp_path_factory.mktemp("sparse") / "mouse1.csv", text)
+    annotations, _ = read(path, {"grooming": ("grooming",)})
+    assert annotations.marks[:, 0].tolist() == [UNKNOWN] * starts[0] + dense
 
 
 @settings(deadline=None)  # it writes files

@@ -39,12 +39,12 @@ def silent(stage: str, done: int, total: int) -> None:
     assert 0 <= done <= total, stage
 
 
-def film(path: Path, frames: int = 12, fps: int = 30) -> Path:
+def film(path: Path, frames: int = 12, fps: int = 30, codec: str = "libx264") -> Path:
     """A video that shows nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream = container.add_stream(codec, rate=fps)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p" if codec == "mjpeg" else "yuv420p"
         for _ in range(frames):
             picture = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 90, np.uint8), format="rgb24")
             container.mux(stream.encode(picture))
@@ -244,9 +244,12 @@ def test_problems_that_recordings_share_are_one_line(two: Path) -> None:
     assert len(lines) == 1 and lines[0].startswith("warning (no_annotation): a, b: it has no label file")
 
 
-@pytest.mark.parametrize("fps", [24, 30])
-def test_times_without_decoding_are_those_of_decoding(tmp_path: Path, fps: int) -> None:
-    files = [VideoFile(film(tmp_path / f"{frames}.mp4", frames, fps)) for frames in (20, 7)]
+@pytest.mark.parametrize(
+    ("ending", "codec"),
+    [("mp4", "libx264"), ("mkv", "libx264"), ("avi", "libx264"), ("avi", "mpeg4"), ("avi", "mjpeg")],
+)
+def test_times_without_decoding_are_those_of_decoding(tmp_path: Path, ending: str, codec: str) -> None:
+    files = [VideoFile(film(tmp_path / f"{frames}.{ending}", frames, 24, codec)) for frames in (20, 7)]
     joined = JoinedFiles("long", files)
     assert joined.times_ns().tolist() == [frame.time_ns for frame in joined]
 
