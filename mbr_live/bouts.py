@@ -45,7 +45,7 @@ def comparable(labels: Labels, truth: Labels) -> tuple[Labels, Labels]:
 def _bridged(labels: Labels) -> Labels:
     filled = labels.copy()
     for start, stop in runs(labels == UNKNOWN):
-        inside = 0 < start and stop < len(labels)
+        inside = start > 0 and stop < len(labels)
         if inside and stop - start <= BRIDGE_FRAMES and labels[start - 1] == labels[stop] == 1:
             filled[start:stop] = 1
     return filled
@@ -61,7 +61,7 @@ def overlap(true: Bouts, found: Bouts) -> NDArray[np.float64]:
     common = np.minimum.outer(true[:, 1], found[:, 1]) - np.maximum.outer(true[:, 0], found[:, 0])
     common = np.maximum(common, 0)
     union = np.add.outer(true[:, 1] - true[:, 0], found[:, 1] - found[:, 0]) - common
-    return common / union
+    return np.asarray(common / union, np.float64)
 
 
 def matched(true: Bouts, found: Bouts, iou: float) -> NDArray[np.int64]:

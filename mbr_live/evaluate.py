@@ -79,6 +79,7 @@ class Compared:
     truth: Truth
     ticks: NDArray[np.int64]  # [N]
     source_frames: NDArray[np.int64]  # [N]; UNKNOWN: no frame served the tick
+    times_ns: NDArray[np.int64]  # [N] capture time
     positions: NDArray[np.float64]  # [N, 2] x and y in px; NaN where not found
     status: Counter[str]
     probabilities: NDArray[np.float64]  # [N, K]; NaN where unknown
@@ -153,13 +154,16 @@ def compare(log: Path, truth: Truth) -> Compared:
     lacking = [name for name in wanted if name not in logged]
     if lacking:
         raise MbrError(
-            f"{log}: found labels of {', '.join(logged)}, expected {', '.join(wanted)}; {', '.join(lacking)} is missing. "
-            "Label the recording with a bundle of these behaviours, or take the others out of the dataset file."
+            f"{log}: found labels of {', '.join(logged)}, expected {', '.join(wanted)}; "
+            f"{', '.join(lacking)} is missing. Label the recording with a bundle of "
+            "these behaviours, or take the others out of the dataset file."
         )
     rows = list(read_labels(log))
     ticks = np.array([row.index for row in rows], np.int64)
     if not rows or np.any(np.diff(ticks) != 1):
-        raise MbrError(f"{log}: expected every tick exactly once, found {_unordered(ticks)}. Label the recording again.")
+        raise MbrError(
+            f"{log}: expected every tick exactly once, found {_unordered(ticks)}. Label the recording again."
+        )
     order = [logged.index(name) for name in wanted]
     unknown = (np.nan,) * len(logged)
     source_frames = np.array([row.source_frame for row in rows], np.int64)
@@ -167,6 +171,7 @@ def compare(log: Path, truth: Truth) -> Compared:
         truth=truth,
         ticks=ticks,
         source_frames=source_frames,
+        times_ns=np.array([row.time_ns for row in rows], np.int64),
         positions=np.array([(row.x_px, row.y_px) for row in rows]),
         status=Counter(row.status for row in rows),
         probabilities=np.array([row.probabilities or unknown for row in rows])[:, order],
@@ -383,9 +388,7 @@ def _spread(figure: str, values: dict[str, float | None]) -> Iterable[tuple[str,
         worst = min(defined, key=lambda recording: defined[recording])
         yield (
             figure,
-            Spread(
-                recordings=len(defined), median=median, q1=q1, q3=q3, worst=defined[worst], worst_recording=worst
-            ),
+            Spread(recordings=len(defined), median=median, q1=q1, q3=q3, worst=defined[worst], worst_recording=worst),
         )
 
 
@@ -453,16 +456,14 @@ def _confusion(classes: list[str], truth: NDArray[np.int64], labels: NDArray[np.
     )
 
 
-def _score_clips(
-    behaviours: Sequence[str], exclusive: Sequence[str], clips: Sequence[Compared]
-) -> ClipScores | None:
+def _score_clips(behaviours: Sequence[str], exclusive: Sequence[str], clips: Sequence[Compared]) -> ClipScores | None:
     if not clips:
         return None
-    marks = np.stack([each.marks.max(axis=0) for each in clips])
+    marks: Marks = np.stack([np.asarray(each.marks.max(axis=0), np.int8) for each in clips])
     means = np.stack([_mean_of_known(each) for each in clips])
-    known = ~np.isnan(means).any(axis=1)
+    known = np.asarray(~np.isnan(means).any(axis=1))
     labels = np.where(known[:, None], means >= _CLIP_THRESHOLD, UNKNOWN).astype(np.int8)
-    scored = (marks != UNKNOWN) & known[:, None]
+    scored = np.asarray((marks != UNKNOWN) & known[:, None])
     return ClipScores(
         clips=len(clips),
         unknown=int(np.count_nonzero(~known)),

@@ -52,12 +52,14 @@ def evaluate_program(
 def _folders(labels: Sequence[Path], names: Sequence[str]) -> list[LabelFolder]:
     if names and len(names) != len(labels):
         raise MbrError(
-            f"evaluate: found {len(labels)} --labels and {len(names)} --name. Give each folder one name, or none at all."
+            f"evaluate: found {len(labels)} --labels and {len(names)} --name. Give each folder a name, or none."
         )
     chosen = list(names) or [folder.resolve().name for folder in labels]
     twice = sorted({name for name in chosen if chosen.count(name) > 1})
     if twice:
-        raise MbrError(f"evaluate: {', '.join(twice)} names several folders. Tell them apart with --name, one for each.")
+        raise MbrError(
+            f"evaluate: {', '.join(twice)} names several folders. Tell them apart with --name, one for each."
+        )
     return [LabelFolder(name, folder) for name, folder in zip(chosen, labels, strict=True)]
 
 
@@ -88,7 +90,7 @@ def _simulated(recording: datasets.SimulatedRecording, behaviours: tuple[str, ..
         log_name=recording.name,
         group=recording.name,
         condition=recording.condition,
-        camera=recording.condition,
+        camera="",
         clip=False,
         annotations=Annotations(behaviours, marks),
         videos=(video,),
@@ -96,7 +98,7 @@ def _simulated(recording: datasets.SimulatedRecording, behaviours: tuple[str, ..
 
 
 def _table(evaluation: Evaluation) -> Table:
-    table = Table("model", "behaviour", "frames", "coverage", "F1", "PR-AUC", "worst F1", "bout F1 at 0.5")
+    table = Table("model", "behaviour", "coverage", "F1", "PR-AUC", "worst F1", "bout F1")
     for model in evaluation.models:
         for name, scores in model.pooled.behaviours.items():
             worst = scores.spread.get("f1")
@@ -108,5 +110,5 @@ def _table(evaluation: Evaluation) -> Table:
                 scores.bouts["0.5"].f1 if scores.bouts else None,
             )
             shown = ("-" if cell is None else f"{cell:.3f}" for cell in cells)
-            table.add_row(model.name, name, str(scores.frames.scored), *shown)
+            table.add_row(model.name, name, *shown)
     return table

@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -48,6 +47,7 @@ def render(evaluation: Evaluation, compared: Sequence[Sequence[Compared]]) -> st
     return environment.get_template("report.html.j2").render(
         evaluation=evaluation,
         hours=sum(len(each.ticks) for each in compared[0]) / RATE_FPS / 3600,
+        grouped=any(each.truth.group != each.truth.recording for each in compared[0]),
         plots=[_agreement_plots(evaluation, name) for name in evaluation.behaviours],
         ethograms=list(_ethograms(evaluation, compared)),
         strips=strips,
@@ -193,7 +193,7 @@ class Strip:
 
 def _strips(evaluation: Evaluation, compared: Sequence[Sequence[Compared]]) -> tuple[list[Strip], list[str]]:
     """The worst moments of every model, and what could not be shown."""
-    wanted: dict[str, set[int]] = defaultdict(set)
+    wanted: dict[str, dict[int, int]] = defaultdict(dict)
     planned: list[tuple[str, Moment, Compared, list[int]]] = []
     for model, of_model in zip(evaluation.models, compared, strict=True):
         by_name = {each.truth.recording: each for each in of_model}
@@ -201,7 +201,9 @@ def _strips(evaluation: Evaluation, compared: Sequence[Sequence[Compared]]) -> t
             each = by_name[moment.recording]
             rows = _rows_of(moment, each)
             planned.append((model.name, moment, each, rows))
-            wanted[moment.recording].update(each.source_frames[rows].tolist())
+            wanted[moment.recording].update(
+                zip(each.source_frames[rows].tolist(), each.times_ns[rows].tolist(), strict=True)
+            )
     truths = {each.truth.recording: each.truth for each in compared[0]}
     pictures: dict[str, dict[int, Image]] = {}
     unseen = []
@@ -226,18 +228,23 @@ def _rows_of(moment: Moment, compared: Compared) -> list[int]:
     return [int(row) for row in rows if compared.source_frames[row] != UNKNOWN]
 
 
-def _pictures(truth: Truth, wanted: set[int]) -> dict[int, Image]:
-    """The wanted source frames of a recording."""
+def _pictures(truth: Truth, times_ns: Mapping[int, int]) -> dict[int, Image]:
+    """The source frames of a recording that are the keys of `times_ns`, by number."""
     if not truth.videos:
-        raise MbrError("the dataset names no video of it.")
+        raise MbrError("the dataset names no video of it, so its moments are not shown.")
     files = [sources.open_video(path) for path in truth.videos]
+    if len(files) == 1:
+        at = sources.pictures_at(files[0].path, set(times_ns.values()))
+        if len(at) == len(set(times_ns.values())):
+            return {number: at[time_ns] for number, time_ns in times_ns.items()}
+    # Several files, or a live log with the camera's times: count the frames.
     found: dict[int, Image] = {}
     for frame in sources.JoinedFiles(truth.recording, files):
-        if frame.number in wanted:
+        if frame.number in times_ns:
             found[frame.number] = frame.picture()
-        if len(found) == len(wanted):
+        if len(found) == len(times_ns):
             return found
-    raise MbrError(f"the video has no frame {max(wanted)}. Is it the one that was labelled?")
+    raise MbrError(f"the video has no frame {max(times_ns)}. Is it the one that was labelled?")
 
 
 def _strip_frames(

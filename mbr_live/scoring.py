@@ -93,7 +93,7 @@ def pr_curve(probabilities: NDArray[np.floating], truth: Truth) -> list[tuple[fl
     # The last point (recall 0, precision 1) has no threshold: no label was ever given by it.
     points = np.column_stack((recall[:-1], precision[:-1], thresholds))[::-1]
     _, kept = np.unique(np.round(points[:, 0] / _CURVE_STEP), return_index=True)
-    return [(float(r), float(p), float(t)) for r, p, t in points[kept]]
+    return [(round(float(r), 4), round(float(p), 4), round(float(t), 4)) for r, p, t in points[kept]]
 
 
 @dataclass(frozen=True, slots=True)
