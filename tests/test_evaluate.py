@@ -22,18 +22,18 @@ from numpy.typing import NDArray
 pytest.importorskip("sklearn", reason="evaluation needs the extra `train`")
 pytest.importorskip("torch", reason="evaluation needs the extra `train`")
 
-from sklearn import metrics as sklearn_metrics  # noqa: E402
+from sklearn import metrics as sklearn_metrics
 
-from mbr_live import bouts, scoring  # noqa: E402
-from mbr_live.annotations import Annotations  # noqa: E402
-from mbr_live.dataset import read_dataset  # noqa: E402
-from mbr_live.decide import BoutState, end_bout, follow_bout  # noqa: E402
-from mbr_live.evaluate import LabelFolder, Truth, evaluate  # noqa: E402
-from mbr_live.evaluate_program import evaluate_program, truths  # noqa: E402
-from mbr_live.metrics import Evaluation, ModelScores  # noqa: E402
-from mbr_live.report import render  # noqa: E402
-from mbr_live.scoring import Counts  # noqa: E402
-from mbr_live.types import UNKNOWN, MbrError  # noqa: E402
+from mbr_live import bouts, scoring
+from mbr_live.annotations import Annotations
+from mbr_live.dataset import read_dataset
+from mbr_live.decide import BoutState, end_bout, follow_bout
+from mbr_live.evaluate import LabelFolder, Truth, evaluate
+from mbr_live.evaluate_program import evaluate_program, truths
+from mbr_live.metrics import Evaluation, ModelScores
+from mbr_live.report import render
+from mbr_live.scoring import Counts
+from mbr_live.types import UNKNOWN, MbrError
 
 BEHAVIOURS = ("grooming", "rearing")
 known = st.lists(st.sampled_from([0, 1]), min_size=1, max_size=60)
