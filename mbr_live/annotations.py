@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,35 @@ from mbr_live.types import UNKNOWN
 
 Marks = NDArray[np.int8]
 """1 shown, 0 not shown, UNKNOWN not labelled; int8 [N, K]."""
+
+Severity = Literal["error", "warning", "ignore"]
+ProblemKind = Literal[
+    "invalid_format",
+    "missing_video",
+    "missing_column",
+    "no_annotation",
+    "unknown_behaviour",
+    "overlap",
+    "unpaired",
+    "point_events",
+    "nan_values",
+    "too_many_frames",
+    "too_few_frames",
+    "empty_behaviour",
+    "empty_split",
+    "one_class",
+    "log_names",
+    "unused_class",
+]
+PROBLEM_KINDS: tuple[ProblemKind, ...] = get_args(ProblemKind)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about label files that a person should know; how grave it is, the dataset file decides."""
+
+    kind: ProblemKind
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +56,9 @@ class Annotations:
         inside = (source_frames >= 0) & (source_frames < len(self.marks))
         found[inside] = self.marks[source_frames[inside]]
         return found
+
+
+def runs(marks: NDArray[np.int8], value: int = 1) -> NDArray[np.int64]:
+    """First frame and frame after the last of every run of `value` in `marks` [N]; int64 [runs, 2]."""
+    edges = np.diff((marks == value).astype(np.int8), prepend=0, append=0)
+    return np.column_stack((np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)))

@@ -1,30 +1,56 @@
 """What a model is trained on: the dataset file, and its recordings as the pipeline sees them.
 
-A recording is rendered to an H.264 file and read back through the stages of offline processing, so that training
-crops are what a later run crops. Both steps are cached under a key of everything that they depend on.
+A simulated recording is rendered to an H.264 file; every video then goes through the stages of offline processing, so
+that training crops are what a later run crops. Both steps are cached under a key of everything that they depend on.
+Labels are looked up by source frame. A frame that nobody labelled stays UNKNOWN: it is masked, never a negative.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import logging
 import os
+import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO
 
 import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
-from mbr_live import locate, simulate, sources
-from mbr_live.types import Image, MbrError
+from mbr_live import locate, simulate, sources, splits
+from mbr_live.annotation_formats import read_annotations
+from mbr_live.annotations import Annotations, Finding, Marks, ProblemKind, Severity
+from mbr_live.recordings import (
+    NO_RANDOM,
+    Clip,
+    ClipFolder,
+    LabelledVideo,
+    RecordingSpec,
+    Section,
+    SimulatedRecording,
+    VideoFolder,
+    VideoRecording,
+    check_names,
+    clip_findings,
+    clip_specs,
+    folder_specs,
+    simulated_spec,
+    video_spec,
+    with_splits,
+)
+from mbr_live.types import CROP_PX, UNKNOWN, Image, MbrError
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Told the stage of the work, the units done and the units in all."""
@@ -36,32 +62,16 @@ CROPPED_BY = ("background.py", "locate.py", "sampler.py", "sources.py")
 _NOISE_MARGIN_PX = 64
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SimulatedRecording(_Section):
-    """One recording of the simulated camera."""
-
-    condition: str
-    seed: Annotated[int, Field(ge=0)]
-    minutes: Annotated[float, Field(gt=0.0, le=120.0)]
-    split: Literal["train", "validation"]
-
-    @property
-    def name(self) -> str:
-        return f"{self.condition}-{self.seed}"
-
-
-class BehaviourSpec(_Section):
-    """A behaviour to learn: a 0/1 column of the truth, and how long its bouts and pauses in them are."""
+class BehaviourSpec(Section):
+    """A behaviour to learn: what it is called in label files, and how long its bouts and pauses in them are."""
 
     name: str
+    columns: tuple[str, ...] = ()  # columns or codes that count as it; default: its own name, and names for the same
     min_bout_s: float = 0.3
     bridge_s: float = 0.2
 
 
-class Augmentation(_Section):
+class Augmentation(Section):
     """Largest changes of a crop. Mirroring along both axes and their swap are always drawn."""
 
     turn_deg: float = 15.0
@@ -72,7 +82,7 @@ class Augmentation(_Section):
     noise: float = 8.0
 
 
-class TrainingSettings(_Section):
+class TrainingSettings(Section):
     """Single frames train the trunk; sequences then train the temporal network on the features of all frames."""
 
     seed: int = 1
@@ -86,7 +96,51 @@ class TrainingSettings(_Section):
     augmentation: Augmentation = Augmentation()
 
 
-class Dataset(_Section):
+class SplitSettings(Section):
+    """How the groups that have no split of their own are split: shares of the groups of each condition."""
+
+    validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    seed: Annotated[int, Field(ge=0)] = 1
+    groups: dict[str, splits.Split] = Field(default={})  # the split of whole groups, by name
+
+
+class ProblemLevels(Section):
+    """How grave a problem of the labels is."""
+
+    invalid_format: Severity = "error"
+    missing_video: Severity = "error"
+    missing_column: Severity = "error"
+    no_annotation: Severity = "warning"
+    unknown_behaviour: Severity = "warning"
+    overlap: Severity = "warning"
+    unpaired: Severity = "error"
+    point_events: Severity = "warning"
+    nan_values: Severity = "warning"
+    too_many_frames: Severity = "error"
+    too_few_frames: Severity = "warning"
+    empty_behaviour: Severity = "error"  # in no recording to train on
+    empty_split: Severity = "warning"  # in no recording of another split
+    one_class: Severity = "warning"  # in every labelled frame of a split
+    log_names: Severity = "warning"
+    unused_class: Severity = "warning"
+
+    def of(self, kind: ProblemKind) -> Severity:
+        severity: Severity = getattr(self, kind)
+        return severity
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with the labels of a recording, or of the dataset (recording "")."""
+
+    severity: Severity
+    recording: str
+    kind: ProblemKind
+    text: str
+
+
+class Dataset(Section):
     """A dataset file."""
 
     name: str
@@ -95,7 +149,39 @@ class Dataset(_Section):
     max_gap_s: Annotated[float, Field(ge=0.0)] = 0.5
     behaviours: Annotated[tuple[BehaviourSpec, ...], Field(min_length=1)]
     training: TrainingSettings = TrainingSettings()
-    simulated: Annotated[tuple[SimulatedRecording, ...], Field(min_length=1)]
+    window_px: Annotated[int, Field(ge=16)] | None = None  # one crop window for all; default: each finds its own
+    split_by: str = "group"
+    groups_share_animal: bool = False  # the groups are parts of recordings of one animal, and who reads is told so
+    splits: SplitSettings = SplitSettings()
+    problems: ProblemLevels = ProblemLevels()
+    simulated: tuple[SimulatedRecording, ...] = ()
+    recordings: tuple[VideoRecording, ...] = ()
+    folders: tuple[VideoFolder, ...] = ()
+    clips: tuple[ClipFolder, ...] = ()
+    _specs: tuple[RecordingSpec, ...] = PrivateAttr(())
+    _folder: Path = PrivateAttr(Path())
+
+    @field_validator("split_by")
+    @classmethod
+    def _by_group(cls, split_by: str) -> str:
+        if split_by != "group":
+            raise ValueError(f"split_by = {split_by!r} is refused: {NO_RANDOM}")
+        return split_by
+
+    def all_recordings(self) -> tuple[RecordingSpec, ...]:
+        """Every recording that the file names, in its order, with its split."""
+        return self._specs
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What a person should know about the file itself."""
+        return tuple(chain.from_iterable(clip_findings(entry, self._folder) for entry in self.clips))
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What has to stand beside every score."""
+        if not self.groups_share_animal:
+            return ()
+        return ("Groups share an animal: neighbouring chunks are the same animal, so scores say little of others.",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +192,7 @@ class Recording:
     split: str
     ticks: NDArray[np.int64]  # [N] of the 10 fps grid
     crops: NDArray[np.uint8]  # [N, H, W, 3], mapped from a file
-    truth: NDArray[np.bool_]  # [N, K]
+    truth: Marks  # [N, K]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +215,141 @@ def read_dataset(path: Path) -> Dataset:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise MbrError(f"Dataset {path}: {where}: {first['msg']}. Mend that entry.") from error
-    names = [recording.name for recording in dataset.simulated]
+    try:
+        specs = _specs_of(dataset, path.parent)
+    except MbrError as error:
+        raise MbrError(f"Dataset {path}: {error}") from error
+    found = {spec.split for spec in specs}
+    # A dataset of test recordings only is one to evaluate on.
+    for split in () if found == {"test"} else ("train", "validation"):
+        if split not in found:
+            raise MbrError(
+                f"Dataset {path} has no {split} recordings. Give some recordings split = '{split}', or add recordings "
+                "of other animals (groups)."
+            )
+    dataset._specs, dataset._folder = specs, path.parent
+    return dataset
+
+
+def _specs_of(dataset: Dataset, folder: Path) -> tuple[RecordingSpec, ...]:
+    alone = len(dataset.recordings) == 1 and not dataset.folders
+    own_group = "" if alone or dataset.groups_share_animal else None
+    specs = [
+        *map(simulated_spec, dataset.simulated),
+        *(video_spec(entry, folder, own_group) for entry in dataset.recordings),
+        *chain.from_iterable(folder_specs(entry, folder, own_group) for entry in dataset.folders),
+        *chain.from_iterable(clip_specs(entry, folder) for entry in dataset.clips),
+    ]
+    if not specs:
+        raise MbrError("it names no recording. Add [[recordings]], [[folders]], [[clips]] or simulated = [...].")
+    if dataset.clips and dataset.window_px is None:
+        raise MbrError(
+            "clips are too short to settle a crop window. Give window_px = the side of the window in pixels."
+        )
+    check_names(specs)
+    _check_behaviours(dataset)
+    strangers = sorted(set(dataset.splits.groups) - {spec.group for spec in specs})
+    if strangers:
+        raise MbrError(f"splits.groups names {', '.join(strangers)}, which is no group of a recording. Mend the name.")
+    shares = dataset.splits
+    for spec in specs:
+        if spec.split and shares.groups.get(spec.group, spec.split) != spec.split:
+            raise MbrError(
+                f"{spec.name} has split = '{spec.split}', its group {spec.group} has '{shares.groups[spec.group]}' in "
+                "splits.groups. Keep one of the two."
+            )
+    given = {spec.name: spec.split or shares.groups.get(spec.group) for spec in specs}
+    return with_splits(
+        specs, splits.assign(specs, given, validation=shares.validation, test=shares.test, seed=shares.seed)
+    )
+
+
+def _check_behaviours(dataset: Dataset) -> None:
+    names = [behaviour.name for behaviour in dataset.behaviours]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise MbrError(f"Dataset {path} has {', '.join(twice)} more than once. A recording has one split.")
-    for split in ("train", "validation"):
-        if not any(recording.split == split for recording in dataset.simulated):
-            raise MbrError(f"Dataset {path} has no {split} recordings. Give some recordings split = '{split}'.")
-    return dataset
+        raise MbrError(f"the behaviour {', '.join(twice)} is there twice. Merge their columns into one.")
+    strangers = sorted({name for entry in dataset.clips for name in entry.classes} - set(names))
+    if strangers:
+        raise MbrError(f"clips show {', '.join(strangers)}, which is no behaviour of the dataset ({', '.join(names)}).")
+
+
+def annotations_of(spec: RecordingSpec, dataset: Dataset, cache: Path | None = None) -> Annotations:
+    """The marks of every source frame of a recording; the columns are the dataset's behaviours in order.
+
+    A simulated recording is rendered into `cache` if it is not there. Warnings are logged; raises MbrError for
+    problems that the dataset file counts as errors.
+    """
+    annotations, problems = annotated(spec, dataset, cache)
+    errors = [problem.text for problem in problems if problem.severity == "error"]
+    if errors:
+        raise MbrError(f"Recording {spec.name}: {' '.join(errors[:3])} See all problems: mbr-live dataset check.")
+    for problem in problems:
+        log.warning("%s: %s", spec.name, problem.text)
+    return annotations
+
+
+def annotated(
+    spec: RecordingSpec, dataset: Dataset, cache: Path | None = None
+) -> tuple[Annotations, tuple[Problem, ...]]:
+    """As `annotations_of`, with the problems of the recording instead of an exception."""
+    names = tuple(behaviour.name for behaviour in dataset.behaviours)
+    if isinstance(spec.source, Clip):
+        annotations, findings = _clip_annotations(spec.source, names)
+    else:
+        columns = {each.name: each.columns or (each.name,) for each in dataset.behaviours}
+        annotations, findings = _video_annotations(spec, columns, cache or cache_folder())
+    levels = dataset.problems
+    problems = (Problem(levels.of(each.kind), spec.name, each.kind, each.text) for each in findings)
+    return annotations, tuple(problem for problem in problems if problem.severity != "ignore")
+
+
+def _clip_annotations(clip: Clip, behaviours: tuple[str, ...]) -> tuple[Annotations, tuple[Finding, ...]]:
+    try:
+        frames = len(sources.open_video(clip.video).times_ns())
+    except MbrError as error:
+        return _unlabelled(behaviours), (Finding("missing_video", str(error)),)
+    of_class = np.array([name in clip.shown for name in behaviours], np.int8)
+    return Annotations(behaviours, np.tile(of_class, (frames, 1))), ()
+
+
+def _video_annotations(
+    spec: RecordingSpec, columns: Mapping[str, Sequence[str]], cache: Path
+) -> tuple[Annotations, tuple[Finding, ...]]:
+    try:
+        files = video_files(spec, cache)
+        times_ns = sources.JoinedFiles(spec.name, [sources.open_video(file) for file in files]).times_ns()
+    except MbrError as error:
+        return _unlabelled(tuple(columns)), (Finding("missing_video", str(error)),)
+    source = spec.source
+    labels: tuple[Path, ...] = source.labels if isinstance(source, LabelledVideo) else ()
+    if isinstance(source, SimulatedRecording):
+        labels = (_rendered(source, cache)[1],)
+    format_ = source.format if isinstance(source, LabelledVideo) else "auto"
+    annotations, findings = read_annotations(labels, format_, columns, times_ns, [file.stem for file in files])
+    if not np.any(annotations.marks != UNKNOWN):
+        text = "no frame is labelled" if labels else "it has no label file"
+        findings = (*findings, Finding("no_annotation", f"{text}; it is not used for training or scores."))
+    return annotations, findings
+
+
+def _unlabelled(behaviours: tuple[str, ...]) -> Annotations:
+    return Annotations(behaviours, np.zeros((0, len(behaviours)), np.int8))
+
+
+def video_files(spec: RecordingSpec, cache: Path | None = None) -> tuple[Path, ...]:
+    """The video files of a recording, in order; a simulated one is rendered into `cache` if it is not there."""
+    source = spec.source
+    if isinstance(source, LabelledVideo):
+        return source.videos
+    if isinstance(source, Clip):
+        return (source.video,)
+    folder = cache or cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    video, truth = _rendered(source, folder)
+    if not (video.is_file() and truth.is_file()):
+        simulate.record(source.condition, source.seed, 60.0 * source.minutes, video, truth)
+    return (video,)
 
 
 def cache_folder() -> Path:
@@ -146,19 +359,38 @@ def cache_folder() -> Path:
 
 
 def prepare(dataset: Dataset, cache: Path, progress: Progress) -> list[Recording]:
-    """Render, crop and read every recording, in the dataset's order, on two processes."""
+    """Crop and read every recording to train on or to validate with, in the dataset's order, on two processes.
+
+    Recordings without a labelled crop are left out, with a warning. What is in the cache is not made again.
+    """
     cache.mkdir(parents=True, exist_ok=True)
-    recordings = dataset.simulated
-    missing = [recording for recording in recordings if not all(map(Path.is_file, _files(recording, cache)))]
-    progress("recordings", len(recordings) - len(missing), len(recordings))
-    if missing:
-        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
-            tasks = [workers.submit(_prepare_one, recording, cache) for recording in missing]
-            for left, task in zip(reversed(range(len(tasks))), as_completed(tasks), strict=True):
+    specs = [spec for spec in dataset.all_recordings() if spec.split != "test"]
+    # Problems of labels are found before hours of cropping, but for simulated truth, which is rendered on the way.
+    known = {
+        spec.name: annotations_of(spec, dataset, cache)
+        for spec in specs
+        if not isinstance(spec.source, SimulatedRecording)
+    }
+    specs = [spec for spec in specs if spec.name not in known or np.any(known[spec.name].marks != UNKNOWN)]
+    progress("recordings", 0, len(specs))
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
+        tasks = [workers.submit(_prepare_one, spec, dataset.window_px, cache) for spec in specs]
+        try:
+            for done, task in enumerate(as_completed(tasks), start=1):
                 task.result()
-                progress("recordings", len(recordings) - left, len(recordings))
-    names = [behaviour.name for behaviour in dataset.behaviours]
-    return [_load(recording, cache, names) for recording in recordings]
+                progress("recordings", done, len(specs))
+        except BaseException:
+            workers.shutdown(cancel_futures=True)
+            raise
+        cropped = [task.result() for task in tasks]
+    recordings = [
+        _load(spec, known.get(spec.name) or annotations_of(spec, dataset, cache), files)
+        for spec, files in zip(specs, cropped, strict=True)
+    ]
+    for recording in recordings:
+        if not np.any(recording.truth != UNKNOWN):
+            log.warning("%s: no labelled frame shows the animal; it is left out", recording.name)
+    return [recording for recording in recordings if np.any(recording.truth != UNKNOWN)]
 
 
 def stretches(ticks: NDArray[np.int64], max_gap_frames: int) -> list[Stretch]:
@@ -211,63 +443,112 @@ def _random_tone(settings: Augmentation, rng: np.random.Generator) -> NDArray[np
     return np.asarray((levels - 128.0) * contrast + 128.0 + brightness, np.float32)
 
 
-def _prepare_one(recording: SimulatedRecording, cache: Path) -> None:
+def _prepare_one(spec: RecordingSpec, window_px: int | None, cache: Path) -> tuple[Path, Path]:
+    """Make crops and rows of a recording where they are not in the cache; their files."""
     cv2.setNumThreads(1)
-    video, truth, crops, rows = _files(recording, cache)
-    if not (video.is_file() and truth.is_file()):
-        simulate.record(recording.condition, recording.seed, 60.0 * recording.minutes, video, truth)
+    videos = video_files(spec, cache)
+    key = _key(_identity(spec, videos, window_px, cache), (*RENDERED_BY, *CROPPED_BY))
+    crops, rows = (cache / f"{_file_name(spec.name)}.{key}.{ending}.npy" for ending in ("crops", "rows"))
     if not (crops.is_file() and rows.is_file()):
-        _write_crops(video, recording.name, crops, rows)
+        source = sources.JoinedFiles(spec.name, [sources.open_video(video) for video in videos])
+        found = _write_crops(source, window_px, crops)
+        if not len(found) and not isinstance(spec.source, Clip):
+            raise MbrError(
+                f"{spec.name}: the animal was not found for long enough to crop it. Give a longer recording, or "
+                "window_px = the side of the crop window."
+            )
+        _save(rows, found)
+    return crops, rows
 
 
-def _write_crops(video: Path, name: str, crops: Path, rows: Path) -> None:
+def _identity(spec: RecordingSpec, videos: Sequence[Path], window_px: int | None, cache: Path) -> str:
+    """What crops depend on besides code: a simulated recording's description, or what is in the video files."""
+    window = f" window {window_px}" if window_px else ""
+    if isinstance(spec.source, SimulatedRecording):
+        return spec.source.model_dump_json(exclude={"split"}) + window
+    return " ".join(_content_hash(video, cache) for video in videos) + window
+
+
+def _content_hash(path: Path, cache: Path) -> str:
+    """SHA-256 of a file; kept in the cache as long as the file's size and time stay, since videos are large."""
+    stat = path.stat()
+    known_by = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
+    kept = cache / f"{_file_name(path.stem)}.{known_by}.sha256"
+    if not kept.is_file():
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        partial = kept.with_suffix(f".{os.getpid()}.part")
+        partial.write_text(digest, encoding="utf-8")
+        partial.replace(kept)
+    return kept.read_text(encoding="utf-8")
+
+
+def _write_crops(source: sources.Source, window_px: int | None, crops: Path) -> NDArray[np.int64]:
+    """Write the crops of all 10 fps frames with an animal; their ticks and source frames, int64 [N, 2]."""
     state = locate.initial_state()
-    pictures: list[Image] = []
     found: list[tuple[int, int]] = []
-    for frame in sources.sampled(sources.open_video(video), name):
-        sighting, state = locate.locate(frame.pixels, state)
-        window_px = locate.window_px(state)
-        if sighting.found and window_px is not None:
-            pictures.append(locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px))
-            found.append((frame.index, frame.source_frame))
-    if not found:
-        raise MbrError(f"{name}: the animal was not found for long enough to crop it. Make the recording longer.")
-    _save(crops, np.stack(pictures))
-    _save(rows, np.array(found, np.int64))
+    with _crop_file(crops) as write:
+        for frame in sources.sampled(source, source.name):
+            sighting, state = locate.locate(frame.pixels, state)
+            side = window_px or locate.window_px(state)
+            if sighting.found and side is not None:
+                write(locate.crop(frame.pixels, sighting.x_px, sighting.y_px, side))
+                found.append((frame.index, frame.source_frame))
+    return np.array(found, np.int64).reshape(-1, 2)
 
 
-def _load(recording: SimulatedRecording, cache: Path, behaviours: Sequence[str]) -> Recording:
-    _, truth_file, crops, rows = _files(recording, cache)
+@contextmanager
+def _crop_file(path: Path) -> Iterator[Callable[[Image], None]]:
+    """Write crops one by one to a .npy file of uint8 [N, 160, 160, 3] that is there only when all went well."""
+    partial = path.with_suffix(".part")
+    count = 0
+
+    def write_header(file: BinaryIO) -> None:
+        # numpy leaves room for the length to grow, so that the header can be written again over itself.
+        shape = (count, CROP_PX, CROP_PX, 3)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+    def write(crop: Image) -> None:
+        nonlocal count
+        file.write(crop.tobytes())
+        count += 1
+
+    try:
+        with partial.open("wb") as file:
+            write_header(file)
+            yield write
+            file.seek(0)
+            write_header(file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _load(spec: RecordingSpec, annotations: Annotations, files: tuple[Path, Path]) -> Recording:
+    crops, rows = files
     ticks, source_frames = np.load(rows, allow_pickle=False).T
-    truth = _read_truth(truth_file, behaviours)[source_frames]
-    return Recording(recording.name, recording.split, ticks, np.load(crops, mmap_mode="r"), truth)
+    return Recording(
+        spec.name, spec.split or "train", ticks, np.load(crops, mmap_mode="r"), annotations.at(source_frames)
+    )
 
 
-def _read_truth(path: Path, behaviours: Sequence[str]) -> NDArray[np.bool_]:
-    """Truth of every source frame, [frames, K]."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    unknown = sorted(set(behaviours) - set(rows[0]))
-    if unknown:
-        raise MbrError(f"{path} has no column {', '.join(unknown)}; it has {', '.join(rows[0])}. Name one of these.")
-    return np.array([[row[name] == "1" for name in behaviours] for row in rows])
+def _rendered(recording: SimulatedRecording, cache: Path) -> tuple[Path, Path]:
+    """Video and truth of a simulated recording in the cache."""
+    key = _key(recording.model_dump_json(exclude={"split"}), RENDERED_BY)
+    return cache / f"{recording.name}.{key}.mp4", cache / f"{recording.name}.{key}.csv"
 
 
-def _files(recording: SimulatedRecording, cache: Path) -> tuple[Path, Path, Path, Path]:
-    """Video, truth, crops and rows of a recording in the cache."""
-    rendered, cropped = _key(recording, RENDERED_BY), _key(recording, (*RENDERED_BY, *CROPPED_BY))
-    endings = (f"{rendered}.mp4", f"{rendered}.csv", f"{cropped}.crops.npy", f"{cropped}.rows.npy")
-    video, truth, crops, rows = (cache / f"{recording.name}.{ending}" for ending in endings)
-    return video, truth, crops, rows
-
-
-def _key(recording: SimulatedRecording, modules: Sequence[str]) -> str:
-    """Hash of the recording's description, of the code that makes it and of the libraries below."""
-    digest = hashlib.sha256(recording.model_dump_json(exclude={"split"}).encode())
+def _key(identity: str, modules: Sequence[str]) -> str:
+    """Hash of what a file is made from, of the code that makes it and of the libraries below."""
+    digest = hashlib.sha256(identity.encode())
     digest.update(f"{av.__version__} {cv2.__version__} {np.__version__}".encode())
     for file in sorted(file for module in modules for file in Path(__file__).parent.glob(module)):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]", "_", name)
 
 
 def _save(path: Path, array: NDArray[np.generic]) -> None:

@@ -17,6 +17,7 @@ from typing import Protocol
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
 
 from mbr_live.sampler import SamplerState, sample
 from mbr_live.types import Frame, Image, MbrError, SourceFrame
@@ -55,6 +56,17 @@ class VideoFile:
     def estimated_frames(self) -> int | None:
         """Number of frames that the header promises, where it does."""
         return self.declared_frames
+
+    def times_ns(self) -> NDArray[np.int64]:
+        """Presentation times of all frames since the first, int64 [N], as iterating gives them, without decoding."""
+        with _opened(self.path) as container:
+            stream = container.streams.video[0]
+            packets = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+            time_base = stream.time_base or Fraction(1, _NS)
+        if not packets or None in packets:
+            raise MbrError(f"{self.path}: not all frames have a presentation time. Write the video anew with ffmpeg.")
+        times = sorted(pts for pts in packets if pts is not None)
+        return np.array([round((pts - times[0]) * time_base * _NS) for pts in times], np.int64)
 
     def __iter__(self) -> Iterator[SourceFrame]:
         count, first_pts, time_ns = 0, None, 0
@@ -127,6 +139,15 @@ class JoinedFiles:
         """Sum over the files, where every one of them knows."""
         counts = [file.estimated_frames for file in self.files]
         return None if None in counts else sum(count for count in counts if count is not None)
+
+    def times_ns(self) -> NDArray[np.int64]:
+        """Presentation times of all frames, int64 [N], as iterating gives them, without decoding."""
+        parts, start_ns = [], 0
+        for file in self.files:
+            times = file.times_ns()
+            parts.append(start_ns + times)
+            start_ns += int(times[-1]) + _last_period_ns(times[-16:].tolist())
+        return np.concatenate(parts)
 
     def __iter__(self) -> Iterator[SourceFrame]:
         number, start_ns = 0, 0

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mbr_live import __version__, dataset, decide
+from mbr_live.annotations import Marks
 from mbr_live.bundle import (
     CARD,
     FEATURES,
@@ -45,7 +46,7 @@ from mbr_live.bundle import (
 from mbr_live.dataset import BehaviourSpec, Dataset, Recording, TrainingSettings
 from mbr_live.models import Tcn, TcnConfig, Trunk, TrunkConfig, export_onnx
 from mbr_live.scoring import average_precision, f1
-from mbr_live.types import CROP_PX, RATE_FPS
+from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, MbrError
 
 THREADS = 2  # a fixed number, since sums in another order give other weights
 _UNSCORED_FRAMES = 3  # of a sequence: too early to have seen a movement
@@ -67,7 +68,7 @@ class _Lesson:
     stops: NDArray[np.int64]  # [P] position after the last one of its stretch
 
     @property
-    def truth(self) -> NDArray[np.bool_]:
+    def truth(self) -> Marks:
         return self.recording.truth[self.rows]
 
 
@@ -80,7 +81,7 @@ class _Sequence:
     known: NDArray[np.bool_]
 
     @property
-    def truth(self) -> NDArray[np.bool_]:
+    def truth(self) -> Marks:
         return self.lesson.recording.truth[self.rows]
 
 
@@ -90,7 +91,7 @@ class _Validated:
 
     recording: str
     probabilities: NDArray[np.float32]  # [M, K]
-    truth: NDArray[np.bool_]  # [M, K]
+    truth: Marks  # [M, K]
 
 
 def train_program(dataset_file: Path, out: Path) -> None:
@@ -133,6 +134,11 @@ def train(dataset_file: Path, out: Path, *, progress: dataset.Progress, cache: P
             if lesson.recording.split == "validation"
             for stretch in _validate(tcn, lesson, features[lesson.recording.name], plan.warmup_frames)
         ]
+    if not any(np.any(stretch.truth != UNKNOWN) for stretch in validated):
+        raise MbrError(
+            f"Dataset {dataset_file}: no frame of the validation recordings is labelled after the warm-up of "
+            f"{plan.warmup_frames} frames. Validate on longer recordings, or set warmup_frames lower."
+        )
     behaviours = tuple(_choose_thresholds(spec, k, validated) for k, spec in enumerate(plan.behaviours))
     card = _card(plan, recordings, tuple(_scores(behaviours, validated)))
     return _write(out, plan, behaviours, card, trunk, tcn)
@@ -169,9 +175,9 @@ def _draw(lessons: Sequence[_Lesson], count: int, frames: int, rng: np.random.Ge
     drawn = []
     for number in range(count):
         lesson = lessons[int(rng.integers(len(lessons)))]
-        candidates = np.arange(len(lesson.rows))
+        candidates = np.flatnonzero(np.any(lesson.truth != UNKNOWN, axis=1))
         if number % 2:
-            shown = np.flatnonzero(lesson.truth[:, rng.integers(lesson.recording.truth.shape[1])])
+            shown = np.flatnonzero(lesson.truth[:, rng.integers(lesson.recording.truth.shape[1])] == 1)
             candidates = shown if len(shown) else candidates
         position = int(rng.choice(candidates))
         start = max(position - int(rng.integers(frames)), int(lesson.starts[position]))
@@ -246,11 +252,15 @@ class _Optimiser:
 
 
 def _loss(logits: Tensor, drawn: Sequence[_Sequence], *, unscored: int) -> Tensor:
-    """Mean binary cross-entropy over the known frames, but for the first few, which have seen no movement yet."""
-    truth = torch.from_numpy(np.stack([each.truth for each in drawn])).float()
-    known = torch.from_numpy(np.stack([each.known for each in drawn]))
+    """Mean binary cross-entropy over the labels of the known frames, but for the first few, which have seen no
+    movement yet; 0 where nothing is labelled.
+    """
+    truth = torch.from_numpy(np.stack([each.truth for each in drawn]))
+    known = torch.from_numpy(np.stack([each.known for each in drawn]))[..., None] & (truth != UNKNOWN)
     known[:, :unscored] = False
-    return functional.binary_cross_entropy_with_logits(logits[known], truth[known])
+    if not known.any():
+        return 0.0 * logits.sum()
+    return functional.binary_cross_entropy_with_logits(logits[known], truth[known].float())
 
 
 def _validate(tcn: Tcn, lesson: _Lesson, features: Tensor, warmup_frames: int) -> list[_Validated]:
@@ -269,11 +279,12 @@ def _validate(tcn: Tcn, lesson: _Lesson, features: Tensor, warmup_frames: int) -
 
 def _choose_thresholds(spec: BehaviourSpec, k: int, validated: Sequence[_Validated]) -> Behaviour:
     """The enter and exit thresholds whose labels, decided as the pipeline does, agree best with the truth."""
-    truth = np.concatenate([stretch.truth[:, k] for stretch in validated])
+    truth = _of_behaviour(k, validated)
+    labelled = truth != UNKNOWN
 
     def agreement(behaviour: Behaviour) -> float:
         labels = np.concatenate([_labels(behaviour, stretch.probabilities[:, k]) for stretch in validated])
-        return f1(labels, truth) or 0.0
+        return f1(labels[labelled], truth[labelled] == 1) or 0.0
 
     candidates = [
         Behaviour(
@@ -287,6 +298,10 @@ def _choose_thresholds(spec: BehaviourSpec, k: int, validated: Sequence[_Validat
         for share in _EXIT_SHARES
     ]
     return max(candidates, key=agreement)
+
+
+def _of_behaviour(k: int, validated: Sequence[_Validated]) -> NDArray[np.int8]:
+    return np.concatenate([stretch.truth[:, k] for stretch in validated])
 
 
 def _labels(behaviour: Behaviour, probabilities: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -305,8 +320,12 @@ def _scores(behaviours: Sequence[Behaviour], validated: Sequence[_Validated]) ->
         of_recording = [stretch for stretch in validated if stretch.recording == name]
         for k, behaviour in enumerate(behaviours):
             probabilities = np.concatenate([stretch.probabilities[:, k] for stretch in of_recording])
-            truth = np.concatenate([stretch.truth[:, k] for stretch in of_recording])
             labels = np.concatenate([_labels(behaviour, stretch.probabilities[:, k]) for stretch in of_recording])
+            marks = _of_behaviour(k, of_recording)
+            labelled = marks != UNKNOWN
+            if not labelled.any():
+                continue  # nobody knows
+            probabilities, labels, truth = probabilities[labelled], labels[labelled], marks[labelled] == 1
             yield Score(
                 recording=name,
                 behaviour=behaviour.name,
@@ -324,7 +343,7 @@ def _rounded(value: float | None) -> float | None:
 def _card(plan: Dataset, recordings: Sequence[Recording], scores: tuple[Score, ...]) -> TrainingCard:
     settings = plan.training
     return TrainingCard(
-        summary=plan.summary,
+        summary="\n\n".join((plan.summary.strip(), *plan.caveats)),
         date=datetime.now(UTC).date().isoformat(),
         seed=settings.seed,
         recordings=tuple(f"{recording.name} ({recording.split})" for recording in recordings),

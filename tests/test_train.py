@@ -125,7 +125,7 @@ def test_recordings_are_what_the_pipeline_crops(trained: Bundle, cache: Path, tm
     count = len(recording.ticks)
     assert 0 < count <= 72 and recording.ticks[0] >= 29 and np.all(np.diff(recording.ticks) > 0)
     assert recording.crops.shape == (count, 160, 160, 3) and recording.crops.dtype == np.uint8
-    assert recording.truth.shape == (count, 2) and recording.truth.dtype == np.bool_
+    assert recording.truth.shape == (count, 2) and recording.truth.dtype == np.int8
 
 
 def test_a_folder_with_other_things_is_refused_before_the_work(cache: Path, tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_dataset_file_that_is_not_there(tmp_path: Path) -> None:
 def test_a_behaviour_that_the_truth_does_not_have(cache: Path, tmp_path: Path) -> None:
     text = TINY.replace('"rearing"', '"flying"')
     plan: Dataset = read_dataset(written(tmp_path / "tiny.toml", text))
-    with pytest.raises(MbrError, match="no column flying"):
+    with pytest.raises(MbrError, match="no column 'flying'"):
         prepare(plan, cache, silent)
 
 
