@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from mbr_live.annotations import runs
 from mbr_live.types import RATE_FPS, UNKNOWN
 
 Labels = NDArray[np.int8]
@@ -19,12 +20,6 @@ Bouts = NDArray[np.int64]
 
 BRIDGE_FRAMES = RATE_FPS // 2
 """An unknown stretch up to this long (0.5 s, the usual `max_gap_s` of a bundle) does not end a bout."""
-
-
-def runs(mask: NDArray[np.bool_]) -> Bouts:
-    """The stretches of True in `mask` [N]."""
-    edges = np.diff(mask.astype(np.int8), prepend=0, append=0)
-    return np.column_stack((np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)))
 
 
 def comparable(labels: Labels, truth: Labels) -> tuple[Labels, Labels]:
@@ -35,7 +30,7 @@ def comparable(labels: Labels, truth: Labels) -> tuple[Labels, Labels]:
     the bout log.
     """
     expected, claimed = truth.copy(), labels.copy()
-    for start, stop in runs(labels == UNKNOWN):
+    for start, stop in runs(labels, UNKNOWN):
         if stop - start > BRIDGE_FRAMES:
             expected[start:stop] = UNKNOWN
     claimed[truth == UNKNOWN] = UNKNOWN
@@ -44,7 +39,7 @@ def comparable(labels: Labels, truth: Labels) -> tuple[Labels, Labels]:
 
 def _bridged(labels: Labels) -> Labels:
     filled = labels.copy()
-    for start, stop in runs(labels == UNKNOWN):
+    for start, stop in runs(labels, UNKNOWN):
         inside = start > 0 and stop < len(labels)
         if inside and stop - start <= BRIDGE_FRAMES and labels[start - 1] == labels[stop] == 1:
             filled[start:stop] = 1
@@ -53,7 +48,7 @@ def _bridged(labels: Labels) -> Labels:
 
 def bouts_of(labels: Labels) -> Bouts:
     """The runs of 1 in labels that `comparable` has returned."""
-    return runs(labels == 1)
+    return runs(labels)
 
 
 def overlap(true: Bouts, found: Bouts) -> NDArray[np.float64]:
@@ -112,7 +107,7 @@ def disagreements(labels: Labels, truth: Labels) -> Disagreements:
     on_in_both = np.pad((labels == 1) & (truth == 1), 1)
 
     def by_sides(mask: NDArray[np.bool_]) -> list[Disagreement]:
-        stretches = runs(mask)
+        stretches = runs(mask.view(np.int8))
         sides = on_in_both[stretches[:, 0]].astype(np.int64) + on_in_both[stretches[:, 1] + 1]
         lengths = stretches[:, 1] - stretches[:, 0]
         return [Disagreement(int(np.sum(sides == n)), int(np.sum(lengths[sides == n]))) for n in range(3)]

@@ -182,7 +182,9 @@ def evaluate(
     truth: Annotated[Path, typer.Option("--truth", help="Dataset file (TOML) of the marked recordings.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for report.html and metrics.json.")],
     name: Annotated[list[str] | None, typer.Option("--name", help="Name of each folder of labels, in order.")] = None,
-    split: Annotated[str | None, typer.Option(help="Score this split only; else all but the training one.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Recordings to score; else those of test, or of validation.")
+    ] = None,
 ) -> None:
     """Hold label logs against the truth (needs the extra `train`)."""
     try:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbr_live import bouts, scoring
-from mbr_live.annotations import Annotations, Marks
+from mbr_live.annotations import Annotations, Marks, runs
 from mbr_live.bouts import Bouts, Disagreements
 from mbr_live.metrics import (
     Agreement,
@@ -113,6 +113,7 @@ def evaluate(
     behaviours: Sequence[str],
     truths: Sequence[Truth],
     folders: Sequence[LabelFolder],
+    caveats: Sequence[str] = (),
     progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[Evaluation, list[list[Compared]]]:
     """Score every folder against the truth; also the logs beside the truth, [folders][recordings].
@@ -130,7 +131,12 @@ def evaluate(
         notes = list(_notes(behaviours, found, logs))
         models.append(_score_model(each.name, behaviours, exclusive, found, notes))
     evaluation = Evaluation(
-        dataset=dataset, split=split, behaviours=list(behaviours), exclusive=exclusive, models=models
+        dataset=dataset,
+        split=split,
+        caveats=list(caveats),
+        behaviours=list(behaviours),
+        exclusive=exclusive,
+        models=models,
     )
     return evaluation, compared
 
@@ -528,7 +534,7 @@ def _moments(compared: Compared, k: int, behaviour: str, kind: Literal["missed",
     label, mark = (0, 1) if kind == "missed" else (1, 0)
     wrong = (compared.labels[:, k] == label) & (compared.marks[:, k] == mark)
     distance = np.abs(compared.probabilities[:, k] - mark)
-    for start, stop in bouts.runs(wrong).tolist():
+    for start, stop in runs(wrong.view(np.int8)).tolist():
         yield Moment(
             recording=compared.truth.recording,
             behaviour=behaviour,

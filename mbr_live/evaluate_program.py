@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from mbr_live import dataset as datasets
-from mbr_live import simulate
-from mbr_live.annotations import Annotations
 from mbr_live.evaluate import LabelFolder, Truth, evaluate
 from mbr_live.metrics import Evaluation
+from mbr_live.recordings import Clip, by_log_name
 from mbr_live.report import render
 from mbr_live.sinks import write_atomically
 from mbr_live.types import MbrError
-
-TRAIN = "train"
 
 
 def evaluate_program(
@@ -29,15 +24,17 @@ def evaluate_program(
     folders = _folders(labels, names)
     dataset = datasets.read_dataset(dataset_file)
     console = Console(stderr=True)
+    split = split or default_split(dataset)
     with console.status("reading the truth") as status:
         scored = truths(dataset, split)
         behaviours = [behaviour.name for behaviour in dataset.behaviours]
         evaluation, compared = evaluate(
             dataset.name,
-            split or f"all but {TRAIN}",
+            split,
             behaviours,
             scored,
             folders,
+            dataset.caveats,
             lambda name: status.update(f"scoring {name}"),
         )
         status.update("drawing the report")
@@ -63,38 +60,34 @@ def _folders(labels: Sequence[Path], names: Sequence[str]) -> list[LabelFolder]:
     return [LabelFolder(name, folder) for name, folder in zip(chosen, labels, strict=True)]
 
 
-def truths(dataset: datasets.Dataset, split: str | None) -> list[Truth]:
-    """The marked recordings of a split; without one, all that are not for training."""
-    chosen = [each for each in dataset.simulated if (each.split == split if split else each.split != TRAIN)]
-    if not chosen:
-        splits = ", ".join(sorted({each.split for each in dataset.simulated}))
+def truths(dataset: datasets.Dataset, split: str) -> list[Truth]:
+    """The marked recordings of a split."""
+    specs = [spec for spec in dataset.all_recordings() if spec.split == split]
+    if not specs:
+        splits = ", ".join(sorted({str(spec.split) for spec in dataset.all_recordings()}))
         raise MbrError(
-            f"Dataset {dataset.name}: found no recording of split {split or f'other than {TRAIN}'}; it has {splits}. "
+            f"Dataset {dataset.name}: found no recording of split {split}; it has {splits}. "
             "Name one of these with --split."
         )
-    behaviours = tuple(behaviour.name for behaviour in dataset.behaviours)
-    return [_simulated(each, behaviours) for each in chosen]
+    by_log_name(specs)  # refuses two recordings of one log
+    return [
+        Truth(
+            recording=spec.name,
+            log_name=spec.log_name,
+            group=spec.group,
+            condition=spec.condition,
+            camera=spec.camera,
+            clip=isinstance(spec.source, Clip),
+            annotations=datasets.annotations_of(spec, dataset),
+            videos=datasets.video_files(spec),
+        )
+        for spec in specs
+    ]
 
 
-def _simulated(recording: datasets.SimulatedRecording, behaviours: tuple[str, ...]) -> Truth:
-    cache = datasets.cache_folder()
-    cache.mkdir(parents=True, exist_ok=True)
-    video, truth, _, _ = datasets._files(recording, cache)
-    if not (video.is_file() and truth.is_file()):
-        simulate.record(recording.condition, recording.seed, 60.0 * recording.minutes, video, truth)
-    with truth.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    marks = np.array([[row[name] == "1" for name in behaviours] for row in rows], np.int8)
-    return Truth(
-        recording=recording.name,
-        log_name=recording.name,
-        group=recording.name,
-        condition=recording.condition,
-        camera="",
-        clip=False,
-        annotations=Annotations(behaviours, marks),
-        videos=(video,),
-    )
+def default_split(dataset: datasets.Dataset) -> str:
+    """What has not been trained on: the test recordings; where there are none, those of validation."""
+    return "test" if any(spec.split == "test" for spec in dataset.all_recordings()) else "validation"
 
 
 def _table(evaluation: Evaluation) -> Table:

@@ -179,6 +179,7 @@ class Evaluation(_Tree):
     version: str = __version__
     dataset: str
     split: str
+    caveats: list[str]  # what the dataset file says has to stand beside every score
     behaviours: list[str]
     exclusive: list[str]  # the behaviours that never occur together: classes of the multi-class confusion
     models: list[ModelScores]

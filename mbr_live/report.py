@@ -14,8 +14,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
 
-from mbr_live import bouts, locate, sources
-from mbr_live.annotations import Marks
+from mbr_live import locate, sources
+from mbr_live.annotations import Marks, runs
 from mbr_live.evaluate import Compared, Truth
 from mbr_live.metrics import Evaluation, Moment
 from mbr_live.types import RATE_FPS, UNKNOWN, Image, MbrError
@@ -169,7 +169,9 @@ def _label_paths(labels: Marks, marks: Marks) -> dict[str, str]:
 
 
 def _path(mask: NDArray[np.bool_], top: int = 0) -> str:
-    return "".join(f"M{start} {top}h{stop - start}V10h{start - stop}z" for start, stop in bouts.runs(mask).tolist())
+    return "".join(
+        f"M{start} {top}h{stop - start}V10h{start - stop}z" for start, stop in runs(mask.view(np.int8)).tolist()
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,7 @@ def pairs_of(lists: st.SearchStrategy[list[int]]) -> st.SearchStrategy[tuple[NDA
 # Frames
 
 
+@settings(deadline=None)
 @given(pairs_of(known))
 def test_frame_figures_are_those_of_scikit_learn(pair: tuple[NDArray[np.int8], NDArray[np.int8]]) -> None:
     labels, truth = (each == 1 for each in pair)
@@ -106,6 +107,7 @@ def test_a_precision_recall_curve_runs_from_the_highest_threshold() -> None:
 # Bouts
 
 
+@settings(deadline=None)
 @given(pairs_of(known), st.sampled_from([0.25, 0.5, 0.75]))
 def test_matching_is_one_to_one_and_the_same_from_both_sides(
     pair: tuple[NDArray[np.int8], NDArray[np.int8]], iou: float
@@ -125,6 +127,7 @@ def test_matching_takes_as_many_pairs_as_there_can_be() -> None:
     assert bouts.matched(true, found, 0.25).tolist() == [[0, 0], [1, 1]]
 
 
+@settings(deadline=None)
 @given(marks)
 def test_bouts_are_those_of_the_bout_log(labels: list[int]) -> None:
     claimed, _ = bouts.comparable(int8(labels), np.zeros(len(labels), np.int8))
@@ -137,6 +140,7 @@ def test_bouts_are_those_of_the_bout_log(labels: list[int]) -> None:
     assert bouts.bouts_of(claimed).tolist() == [[bout.start_frame, bout.stop_frame + 1] for bout in expected]
 
 
+@settings(deadline=None)
 @given(pairs_of(known))
 def test_kinds_of_disagreement_are_all_of_it(pair: tuple[NDArray[np.int8], NDArray[np.int8]]) -> None:
     labels, truth = pair
@@ -399,7 +403,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "dataset.toml").write_text(DATASET)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        (truth,) = truths(read_dataset(folder / "dataset.toml"), None)
+        (truth,) = truths(read_dataset(folder / "dataset.toml"), "validation")
         shutil.copy(truth.videos[0], folder / "box-11.mp4")
         done = mbr_live("batch", folder / "box-11.mp4", "--out", folder / "labels")
         assert done.returncode == 0, done.stderr
