@@ -146,9 +146,8 @@ def _logs(folder: LabelFolder, truths: Sequence[Truth]) -> dict[str, Path]:
     logs = {truth.recording: folder.folder / f"{truth.log_name}{LABELS_SUFFIX}" for truth in truths}
     missing = [recording for recording, log in logs.items() if not log.is_file()]
     if missing:
-        named = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise MbrError(
-            f"{folder.folder}: found no label log of {named}; expected {logs[missing[0]].name}. Label these recordings "
+            f"{folder.folder}: found no label log of {_some(missing)}; expected {logs[missing[0]].name}. Label these recordings "
             "into the folder with `mbr-live batch`, or restrict the evaluation with --split."
         )
     return logs
@@ -209,16 +208,26 @@ def _notes(behaviours: Sequence[str], compared: Sequence[Compared], logs: dict[s
     ignored = sorted({name for log in logs.values() for name in logged_behaviours(log)} - set(behaviours))
     if ignored:
         yield f"Not scored, since the dataset does not mark it: {', '.join(ignored)}."
-    for each in compared:
-        annotated = np.flatnonzero((each.truth.annotations.marks != UNKNOWN).any(axis=1))
-        beyond = int(np.sum(annotated > each.source_frames.max()))
-        if beyond > 0.02 * len(annotated):
-            yield (
-                f"{each.truth.recording}: the labels end at source frame {each.source_frames.max()}, "
-                f"{beyond} marked frames after it are not scored."
-            )
-        if not len(annotated):
-            yield f"{each.truth.recording}: nothing is marked in this recording, so it counts nowhere."
+    whole = [each for each in compared if not each.truth.clip]
+    unmarked = [each.truth.recording for each in compared if not np.any(each.truth.annotations.marks != UNKNOWN)]
+    if unmarked:
+        yield f"Nothing is marked in {_some(unmarked)}; such a recording counts nowhere."
+    early = [f"{each.truth.recording} ({share:.0%})" for each in whole if (share := _marked_beyond(each)) >= 0.01]
+    if early:
+        yield f"The labels end early in {_some(early)}; the marked frames after their end, in brackets, are not scored."
+
+
+def _marked_beyond(compared: Compared) -> float:
+    """Share of the marked source frames that come more than a second after the last one of the log."""
+    annotated = np.flatnonzero((compared.truth.annotations.marks != UNKNOWN).any(axis=1))
+    last, frames_per_tick = compared.source_frames.max(), (compared.source_frames.max() + 1) / len(compared.ticks)
+    beyond = np.count_nonzero(annotated > last + RATE_FPS * frames_per_tick)
+    return float(beyond / len(annotated)) if len(annotated) else 0.0
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many there are beyond them."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _score_model(

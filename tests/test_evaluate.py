@@ -366,7 +366,7 @@ def test_behaviours_that_are_not_marked_are_left_out_and_named(tmp_path: Path) -
 
 def test_a_log_that_ends_early_is_said(tmp_path: Path) -> None:
     _, model = scored(tmp_path, {"a": Written([0] * 50, [0] * 100)})
-    assert "50 marked frames after it are not scored" in model.notes[0]
+    assert "end early in a (40%)" in model.notes[0]
 
 
 def test_missing_and_damaged_logs_are_named(tmp_path: Path) -> None:
