@@ -147,8 +147,8 @@ def _logs(folder: LabelFolder, truths: Sequence[Truth]) -> dict[str, Path]:
     missing = [recording for recording, log in logs.items() if not log.is_file()]
     if missing:
         raise MbrError(
-            f"{folder.folder}: found no label log of {_some(missing)}; expected {logs[missing[0]].name}. Label these recordings "
-            "into the folder with `mbr-live batch`, or restrict the evaluation with --split."
+            f"{folder.folder}: found no label log of {_some(missing)}; expected {logs[missing[0]].name}. "
+            "Label these recordings into the folder with `mbr-live batch`, or restrict the evaluation with --split."
         )
     return logs
 
@@ -460,7 +460,7 @@ def _confusion(classes: list[str], truth: NDArray[np.int64], labels: NDArray[np.
     known, unknown = matrix[:, :count], matrix[:, count]
     rows, columns, right, total = known.sum(axis=1), known.sum(axis=0), np.diag(known), int(known.sum())
     by_chance = int(rows @ columns)
-    of_class = [2 * int(r) / int(c) for r, c in zip(right, rows + columns, strict=True) if c]
+    of_class = [2 * int(right[n]) / int(rows[n] + columns[n]) for n in np.flatnonzero(rows)]
     return MultiClass(
         classes=classes,
         matrix=known.tolist(),

@@ -116,7 +116,7 @@ class MultiClass(_Tree):
     matrix: list[list[int]]
     unknown: list[int]  # by class of the truth: no label
     accuracy: float | None
-    macro_f1: float | None
+    macro_f1: float | None  # over the classes that the truth has
     kappa: float | None
 
 

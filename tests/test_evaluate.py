@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import math
 import re
@@ -20,7 +21,6 @@ from live import mbr_live
 from numpy.typing import NDArray
 
 pytest.importorskip("sklearn", reason="evaluation needs the extra `train`")
-pytest.importorskip("torch", reason="evaluation needs the extra `train`")
 
 from sklearn import metrics as sklearn_metrics
 
@@ -460,16 +460,50 @@ def test_the_report_is_one_page_that_loads_nothing(run: Path) -> None:
     assert "data:image/jpeg" in text
 
 
-def test_the_report_runs_in_a_browser(run: Path) -> None:
+USED = """
+<script>
+const plot = document.querySelector(".plot"), bars = plot.querySelector("svg.bars"), said = [];
+const view = () => said.push(bars.getAttribute("viewBox").split(" ").map(Number));
+const at = (kind, share) => plot.dispatchEvent(new PointerEvent(kind, {
+  pointerId: 1, clientX: plot.getBoundingClientRect().left + share * plot.clientWidth, bubbles: true }));
+plot.setPointerCapture = () => {};
+view();
+plot.dispatchEvent(new WheelEvent("wheel", { deltaY: -100, cancelable: true })); view();
+plot.focus();
+plot.dispatchEvent(new KeyboardEvent("keydown", { key: "+" })); view();
+at("pointerdown", 0.5); at("pointermove", 0.25); at("pointerup", 0.25); view();
+plot.dispatchEvent(new MouseEvent("dblclick")); view();
+document.querySelector("a[data-start]").click();
+said.push([...document.querySelectorAll(".bars")].some((each) => each.viewBox.baseVal.width < 240));
+const table = document.querySelector("[data-behaviour=grooming] table.sortable");
+table.tHead.rows[0].cells[2].click();
+table.tHead.rows[0].cells[2].click();
+said.push([...table.tBodies[0].rows].map((row) => row.cells[2].textContent));
+document.body.dataset.said = JSON.stringify(said);
+</script>
+"""
+
+
+def test_the_report_works_in_a_browser(run: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium on this machine")
+    page = run / "used.html"
+    page.write_text((run / "report" / "report.html").read_text().replace("</body>", USED + "</body>"))
     command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
     profile = f"--user-data-dir={run / 'browser'}"
-    page = (run / "report" / "report.html").as_uri()
-    done = subprocess.run([*command, profile, page], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([*command, profile, page.as_uri()], capture_output=True, text=True, timeout=60, check=True)
     assert "CONSOLE" not in done.stderr
-    assert re.search(r'<svg class="time"><line[^>]*>.*?<text[^>]*>0:00</text>', done.stdout), "the script drew no axis"
+    assert '<svg class="time"><line' in done.stdout, "the script drew no axis"
+    (said,) = re.findall(r'data-said="([^"]*)"', done.stdout)
+    whole, unfocused, zoomed, dragged, back, moment, models = json.loads(html.unescape(said))
+    assert [whole[0], whole[2]] == [0, 240]
+    assert unfocused == whole, "the wheel must scroll the page until the reader has chosen a chart"
+    assert [zoomed[0], zoomed[2]] == [60, 120]
+    assert [dragged[0], dragged[2]] == pytest.approx([90, 120], abs=0.5)
+    assert back == whole
+    assert moment
+    assert models == ["labels", "again"]
 
 
 def test_a_video_that_is_gone_is_a_note(run: Path, tmp_path: Path) -> None:
