@@ -23,11 +23,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+dataset_app = typer.Typer(help="Annotated recordings to train on.", no_args_is_help=True)
+app.add_typer(dataset_app, name="dataset")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 BundleOption = Annotated[Path, typer.Option("--bundle", help="Model bundle.")]
 Videos = Annotated[list[Path], typer.Argument(help="Video files.")]
 ConfigFile = Annotated[Path, typer.Argument(help="Configuration file (TOML).")]
+DatasetFile = Annotated[Path, typer.Argument(help="Dataset file (TOML).")]
 WindowPx = Annotated[int | None, typer.Option("--window-px", min=16, help="Side of the crop window; else found.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Lines of text instead of a dashboard.")]
 Seconds = Annotated[float | None, typer.Option("--seconds", min=0.1, help="Stop after this time.")]
@@ -163,9 +166,20 @@ def simulate(
     simulate_program(condition, seed, minutes, out)
 
 
+@dataset_app.command()
+def check(
+    dataset: DatasetFile,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for plots (needs the extra `train`).")] = None,
+) -> None:
+    """Report what a dataset holds and every problem of its labels; exit code 1 where one is an error."""
+    from mbr_live.dataset_program import check_program
+
+    raise SystemExit(check_program(dataset, out))
+
+
 @app.command()
 def train(
-    dataset: Annotated[Path, typer.Argument(help="Dataset file (TOML).")],
+    dataset: DatasetFile,
     out: Annotated[Path, typer.Option("--out", help="Folder of the bundle.")],
 ) -> None:
     """Train a model bundle (needs the extra `train`)."""

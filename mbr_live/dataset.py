@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr, ValidationError, field_validator
 
-from mbr_live import locate, simulate, sources, splits
+from mbr_live import locate, sampler, simulate, sources, splits
 from mbr_live.annotation_formats import read_annotations
 from mbr_live.annotations import Annotations, Finding, Marks, ProblemKind, Severity
 from mbr_live.recordings import (
@@ -232,6 +232,7 @@ def read_dataset(path: Path) -> Dataset:
 
 
 def _specs_of(dataset: Dataset, folder: Path) -> tuple[RecordingSpec, ...]:
+    _check_behaviours(dataset)
     alone = len(dataset.recordings) == 1 and not dataset.folders
     own_group = "" if alone or dataset.groups_share_animal else None
     specs = [
@@ -247,7 +248,6 @@ def _specs_of(dataset: Dataset, folder: Path) -> tuple[RecordingSpec, ...]:
             "clips are too short to settle a crop window. Give window_px = the side of the window in pixels."
         )
     check_names(specs)
-    _check_behaviours(dataset)
     strangers = sorted(set(dataset.splits.groups) - {spec.group for spec in specs})
     if strangers:
         raise MbrError(f"splits.groups names {', '.join(strangers)}, which is no group of a recording. Mend the name.")
@@ -318,7 +318,7 @@ def _video_annotations(
 ) -> tuple[Annotations, tuple[Finding, ...]]:
     try:
         files = video_files(spec, cache)
-        times_ns = sources.JoinedFiles(spec.name, [sources.open_video(file) for file in files]).times_ns()
+        times_ns = _times_ns(spec, files)
     except MbrError as error:
         return _unlabelled(tuple(columns)), (Finding("missing_video", str(error)),)
     source = spec.source
@@ -335,6 +335,22 @@ def _video_annotations(
 
 def _unlabelled(behaviours: tuple[str, ...]) -> Annotations:
     return Annotations(behaviours, np.zeros((0, len(behaviours)), np.int8))
+
+
+def sampled_frames(spec: RecordingSpec, cache: Path | None = None) -> NDArray[np.int64]:
+    """The source frames of a recording that serve the 10 fps grid, int64 [T], without decoding it."""
+    state: sampler.SamplerState | None = None
+    chosen = []
+    for number, time_ns in enumerate(_times_ns(spec, video_files(spec, cache)).tolist()):
+        tick, state = sampler.sample(time_ns, state)
+        if tick is not None:
+            chosen.append(number)
+    return np.array(chosen, np.int64)
+
+
+def _times_ns(spec: RecordingSpec, files: Sequence[Path]) -> NDArray[np.int64]:
+    """Presentation times of all source frames, int64 [N]."""
+    return sources.JoinedFiles(spec.name, [sources.open_video(file) for file in files]).times_ns()
 
 
 def video_files(spec: RecordingSpec, cache: Path | None = None) -> tuple[Path, ...]:

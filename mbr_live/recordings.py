@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from glob import glob
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -165,7 +166,9 @@ def video_spec(entry: VideoRecording, folder: Path, default_group: str | None) -
 
 def folder_specs(entry: VideoFolder, folder: Path, default_group: str | None) -> Iterator[RecordingSpec]:
     """The recordings of one `[[folders]]` entry, sorted by path."""
-    found = sorted(path for path in folder.glob(entry.videos) if path.suffix.lower() in VIDEO_SUFFIXES)
+    # Path.glob takes no absolute pattern.
+    matches = glob(entry.videos, root_dir=folder, recursive=True)  # noqa: PTH207
+    found = _videos(folder / match for match in matches)
     if not found:
         raise MbrError(f"Folder {folder / entry.videos}: found no video there. Check the pattern videos = '...'.")
     for path in found:
@@ -199,7 +202,7 @@ def clip_specs(entry: ClipFolder, folder: Path) -> Iterator[RecordingSpec]:
         for name in classes:
             shown[name] = (*shown.get(name, ()), behaviour)
     for name in sorted(shown):
-        clips = sorted(path for path in root.glob(f"{name}/*") if path.suffix.lower() in VIDEO_SUFFIXES)
+        clips = _videos((root / name).iterdir()) if (root / name).is_dir() else []
         if not clips:
             raise MbrError(f"Clips {root / name}: found no video there. Expected a folder of clips for each class.")
         for path in clips:
@@ -248,6 +251,10 @@ def by_log_name(specs: Sequence[RecordingSpec]) -> dict[str, RecordingSpec]:
 def with_splits(specs: Sequence[RecordingSpec], splits: dict[str, Split]) -> tuple[RecordingSpec, ...]:
     """The same recordings, each with its split."""
     return tuple(replace(spec, split=splits[spec.name]) for spec in specs)
+
+
+def _videos(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES)
 
 
 def _listed(value: str | tuple[str, ...]) -> tuple[str, ...]:

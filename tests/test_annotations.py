@@ -1,0 +1,364 @@
+"""Label files of every format that labs have, written as those programs write them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.io import savemat
+
+from mbr_live.annotation_formats import Format, read_annotations, recognised
+from mbr_live.annotations import Annotations, Finding, runs
+from mbr_live.sampler import sample
+from mbr_live.types import UNKNOWN, MbrError
+
+FRAMES = 90
+TIMES_NS = np.round(np.arange(FRAMES) * 1e9 / 30).astype(np.int64)
+BOTH = {"grooming": ("grooming",), "rearing": ("rearing",)}
+
+
+def written(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def read(
+    path: Path | Sequence[Path],
+    columns: Mapping[str, Sequence[str]] = BOTH,
+    format_: Format = "auto",
+    times_ns: np.ndarray = TIMES_NS,
+) -> tuple[Annotations, tuple[Finding, ...]]:
+    paths = [path] if isinstance(path, Path) else path
+    return read_annotations(paths, format_, columns, times_ns, ["mouse1"])
+
+
+def shown(annotations: Annotations, behaviour: str, value: int = 1) -> list[list[int]]:
+    """Runs of a behaviour as [first frame, frame after the last]."""
+    found: list[list[int]] = runs(annotations.marks[:, annotations.behaviours.index(behaviour)], value).tolist()
+    return found
+
+
+def frame_table(header: str, rows: Sequence[str], frames: int = FRAMES) -> str:
+    """`rows` of a table, the last one repeated until there is one for every frame."""
+    return "\n".join([header, *rows, *[rows[-1]] * (frames - len(rows))]) + "\n"
+
+
+# Tables with a row per source frame.
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["grooming,rearing", "g,r", "Grooming , Rearing", "G,R", "x_nose,y_nose,g,likelihood,r", "g;r", "g\tr"],
+)
+def test_spellings_and_delimiters_of_frame_tables(tmp_path: Path, header: str) -> None:
+    mark = next(mark for mark in ",;\t" if mark in header)
+    names = [name.strip().lower()[0] for name in header.split(mark)]
+    rows = [
+        mark.join({"g": g, "r": r}.get(name, "3.7") for name in names) for g, r in (("1", ""), ("1", "1"), ("", "0"))
+    ]
+    annotations, findings = read(written(tmp_path / "mouse1.csv", frame_table(header, rows)))
+    assert findings == ()
+    assert annotations.marks.shape == (FRAMES, 2) and annotations.marks.dtype == np.int8
+    assert shown(annotations, "grooming") == [[0, 2]] and shown(annotations, "rearing") == [[1, 2]]
+    assert not np.any(annotations.marks == UNKNOWN)
+
+
+def test_rearing_can_be_merged_or_kept_apart_whatever_it_is_called(tmp_path: Path) -> None:
+    catalan = written(tmp_path / "a.csv", frame_table("rearing mig,rearing paret", ["1,0", "0,1", "0,0"]))
+    short = written(tmp_path / "b.csv", frame_table("WR,MR", ["0,1", "1,0", "0,0"]))
+    for path in (catalan, short):
+        merged, _ = read(path, {"rearing": ("rearing mid", "rearing wall")})
+        assert shown(merged, "rearing") == [[0, 2]]
+        apart, _ = read(path, {"mid": ("rear_mid",), "wall": ("wall rearing",)})
+        assert shown(apart, "mid") == [[0, 1]] and shown(apart, "wall") == [[1, 2]]
+        annotations, findings = read(path, {"rearing": ("rearing",)})
+        assert [each.kind for each in findings] in (["missing_column"], ["invalid_format"])
+        assert not np.any(annotations.marks == 1)
+
+
+def test_blank_lines_of_a_table_of_one_column_are_frames(tmp_path: Path) -> None:
+    path = written(tmp_path / "mouse1.csv", "g\n" + "\n1\n" * (FRAMES // 2))
+    annotations, findings = read(path, {"grooming": ("grooming",)})
+    assert findings == () and annotations.marks[:, 0].tolist() == [0, 1] * (FRAMES // 2)
+
+
+def test_windows_text_with_a_mark_of_byte_order(tmp_path: Path) -> None:
+    path = tmp_path / "mouse1.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + frame_table("grooming;rearing", ["1;0"]).replace("\n", "\r\n").encode())
+    assert shown(read(path)[0], "grooming") == [[0, FRAMES]]
+
+
+def test_deepethogram(tmp_path: Path) -> None:
+    rows = [f"{frame},{marks}" for frame, marks in enumerate(["0,1,0"] * 5 + ["-1,-1,-1"] * 5 + ["1,0,0"] * 80)]
+    path = written(tmp_path / "mouse1_labels.csv", frame_table(",background,grooming,rearing", rows))
+    annotations, findings = read(path)
+    assert recognised(path) == "deepethogram" and findings == ()
+    assert shown(annotations, "grooming") == [[0, 5]] and shown(annotations, "rearing", UNKNOWN) == [[5, 10]]
+    _, findings = read(path, {"grooming": ("grooming",)})
+    assert [each.kind for each in findings] == ["unknown_behaviour"] and "rearing" in findings[0].text
+
+
+@pytest.mark.parametrize("format_", ["auto", "simba"])
+def test_simba(tmp_path: Path, format_: Format) -> None:
+    header = ",Nose_x,Nose_y,Nose_p,Movement_sum,Probability_grooming,grooming,rearing"
+    rows = [f"{frame},12.5,40.1,0.98,3.25,0.4,{int(frame < 7)},0" for frame in range(FRAMES)]
+    annotations, findings = read(written(tmp_path / "mouse1.csv", frame_table(header, rows)), format_=format_)
+    assert findings == () and shown(annotations, "grooming") == [[0, 7]]
+
+
+# Sparse rows.
+
+
+def test_a_sparse_row_holds_until_the_next_and_the_last_as_long_as_the_one_before(tmp_path: Path) -> None:
+    text = "source_frame,grooming,rearing,rear_wall\n0,0,1,-1\n24,1,0,0\n48,-1,0,0\n"
+    annotations, findings = read(written(tmp_path / "mouse1.csv", text))
+    assert findings == () and len(annotations.marks) == 72
+    assert shown(annotations, "grooming") == [[24, 48]] and shown(annotations, "rearing") == [[0, 24]]
+    assert shown(annotations, "grooming", UNKNOWN) == [[48, 72]]
+    assert annotations.at(np.array([71, 72, 500])).tolist() == [[-1, 0], [-1, -1], [-1, -1]]
+
+
+@pytest.mark.parametrize("starts", ["24,0", "0,0", "-1,5", "0.5,2"])
+def test_sparse_rows_that_do_not_rise(tmp_path: Path, starts: str) -> None:
+    first, second = starts.split(",")
+    text = f"source_frame,grooming,rearing\n{first},0,0\n{second},0,0\n"
+    assert [each.kind for each in read(written(tmp_path / "a.csv", text))[1]] == ["invalid_format"]
+
+
+# BORIS.
+
+BORIS = (
+    "Observation id,Observation date,Description,Observation duration,Observation type,Source,Time offset (s),"
+    "Media duration (s),FPS,Subject,Behavior,Behavioral category,Modifier #1,Behavior type,Time,Media file name,"
+    "Image index,Image file path,Comment"
+)
+
+
+def boris_row(behaviour: str, kind: str, time: float, media: str = "C:\\v\\mouse1.mp4", **more: str) -> str:
+    observation, offset = more.get("observation", "obs1"), more.get("offset", "0.0")
+    return (
+        f"{observation},2026-01-01,,3.0,Media file(s),{media},{offset},3.0,30,No focal subject,"
+        f"{behaviour},,,{kind},{time:.3f},{media},NA,NA,"
+    )
+
+
+def boris(path: Path, rows: Sequence[str]) -> Path:
+    return written(path, "\n".join([BORIS, *rows]) + "\n")
+
+
+def test_boris_tabular(tmp_path: Path) -> None:
+    rows = [
+        boris_row("Grooming", "START", 10 / 30),
+        boris_row("Rearing", "POINT", 0.5),
+        boris_row("Grooming", "STOP", 20 / 30),
+        boris_row("Grooming", "START", 2.0),
+        boris_row("Grooming", "STOP", 3.0),
+    ]
+    path = boris(tmp_path / "obs.csv", rows)
+    annotations, findings = read(path)
+    assert recognised(path) == "boris" and [each.kind for each in findings] == ["point_events"]
+    assert shown(annotations, "grooming") == [[10, 20], [60, 90]] and shown(annotations, "rearing") == [[15, 16]]
+    assert not np.any(annotations.marks == UNKNOWN)
+
+
+def test_boris_tabular_of_older_versions(tmp_path: Path) -> None:
+    lines = [
+        ["Observation id", "obs1"],
+        ["Observation date", "2018-03-02 10:00:00"],
+        [""],
+        ["Time", "Media file path", "Total length", "FPS", "Subject", "Behavior", "Behavioral category", "Comment",
+         "Status"],
+        ["0.333", "/data/mouse1.avi", "3.0", "30", "", "g", "", "", "START"],
+        ["0.667", "/data/mouse1.avi", "3.0", "30", "", "g", "", "", "STOP"],
+    ]  # fmt: skip
+    path = written(tmp_path / "old.tsv", "\n".join("\t".join(line) for line in lines) + "\n")
+    annotations, findings = read(path)
+    assert findings == () and shown(annotations, "grooming") == [[10, 20]] and shown(annotations, "rearing") == []
+
+
+def test_boris_aggregated(tmp_path: Path) -> None:
+    header = (
+        "Observation id,Observation date,Subject,Observation duration by subject by observation,Behavior,"
+        "Behavioral category,Modifier #1,Behavior type,Start (s),Stop (s),Duration (s),Media file name,"
+        "Image index start,Image index stop,Image file path start,Image file path stop,Comment start,Comment stop"
+    )
+    rows = [
+        f"obs1,2026-01-01,,3.0,{name},,,STATE,{start:.3f},{stop:.3f},{stop - start:.3f},mouse1.mp4,,,,,,"
+        for name, start, stop in (("grooming", 0.0, 1.0), ("grooming", 0.9, 1.5), ("digging", 2.0, 2.5))
+    ]
+    path = written(tmp_path / "aggregated.csv", "\n".join([header, *rows]) + "\n")
+    annotations, findings = read(path)
+    assert recognised(path) == "boris_aggregated" and {each.kind for each in findings} == {
+        "overlap",
+        "unknown_behaviour",
+    }
+    assert shown(annotations, "grooming") == [[0, 45]]
+
+
+def test_boris_binary_table_needs_to_be_named(tmp_path: Path) -> None:
+    rows = [f"{step / 10:.3f},{int(5 <= step < 10)},0" for step in range(25)]
+    path = written(tmp_path / "binary.csv", "\n".join(["time,grooming,rearing", *rows]) + "\n")
+    _, findings = read(path)
+    assert findings[0].kind == "invalid_format" and "format = 'boris_binary'" in findings[0].text
+    annotations, findings = read(path, format_="boris_binary")
+    assert findings == () and shown(annotations, "grooming") == [[15, 30]]
+    assert shown(annotations, "rearing", UNKNOWN) == [[75, 90]]  # the table ends before the video
+
+
+def test_boris_event_without_its_other_end_leaves_the_stretch_unlabelled(tmp_path: Path) -> None:
+    rows = [boris_row("grooming", "STOP", 1.0), boris_row("grooming", "START", 2.0)]
+    annotations, findings = read(boris(tmp_path / "obs.csv", rows))
+    assert [each.kind for each in findings] == ["unpaired", "unpaired"]
+    assert shown(annotations, "grooming", UNKNOWN) == [[0, 30], [60, 90]]
+
+
+def test_boris_export_of_several_observations_takes_the_one_of_the_video(tmp_path: Path) -> None:
+    def bout(media: str, start: float) -> list[str]:
+        return [
+            boris_row("grooming", kind, start + later, media, observation=media)
+            for kind, later in (("START", 0.0), ("STOP", 0.5))
+        ]
+
+    annotations, findings = read(boris(tmp_path / "a.csv", [*bout("mouse1.mp4", 1.0), *bout("mouse2.mp4", 2.0)]))
+    assert findings == () and shown(annotations, "grooming") == [[30, 45]]
+    _, findings = read(boris(tmp_path / "b.csv", [*bout("mouse3.mp4", 1.0), *bout("mouse2.mp4", 2.0)]))
+    assert findings[0].kind == "invalid_format" and "mouse2, mouse3" in findings[0].text
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "text"),
+    [
+        (boris_row("grooming", "START", 1.0, offset="2.5"), "invalid_format", "time offset of 2.5 s"),
+        (boris_row("grooming", "PAUSE", 1.0), "invalid_format", "'PAUSE'"),
+        (boris_row("grooming", "POINT", 9.0), "too_many_frames", "an event at 9.0 s"),
+    ],
+)
+def test_boris_events_that_do_not_fit(tmp_path: Path, row: str, kind: str, text: str) -> None:
+    _, findings = read(boris(tmp_path / "obs.csv", [row]))
+    assert any(each.kind == kind and text in each.text for each in findings)
+
+
+# JAABA.
+
+
+def cell(*items: object) -> np.ndarray:
+    made = np.empty((1, len(items)), object)
+    for place, item in enumerate(items):
+        made[0, place] = item
+    return made
+
+
+def test_jaaba_scores_count_from_one_and_end_one_past(tmp_path: Path) -> None:
+    values = np.full(FRAMES, -1.0)
+    values[80:] = np.nan
+    scores = {"t0s": cell([11.0, 31.0]), "t1s": cell([21.0, 32.0]), "scores": cell(values)}
+    savemat(tmp_path / "scores_g.mat", {"allScores": scores, "behaviorName": "Grooming"})
+    annotations, findings = read(tmp_path / "scores_g.mat")
+    assert findings == () and shown(annotations, "grooming") == [[10, 20], [30, 31]]
+    assert shown(annotations, "grooming", UNKNOWN) == [[80, 90]]
+    assert shown(annotations, "rearing", UNKNOWN) == [[0, 90]]  # nobody scored it
+    savemat(tmp_path / "scores_r.mat", {"allScores": scores, "behaviorName": "Rearing"})
+    both, _ = read([tmp_path / "scores_g.mat", tmp_path / "scores_r.mat"])
+    assert shown(both, "rearing") == shown(both, "grooming") == [[10, 20], [30, 31]]
+
+
+def test_jaaba_labels_leave_the_rest_unlabelled(tmp_path: Path) -> None:
+    labels = {"t0s": cell([11.0, 31.0]), "t1s": cell([21.0, 41.0]), "names": cell(cell("Grooming", "None"))}
+    savemat(tmp_path / "labels.mat", {"labels": labels})
+    annotations, findings = read(tmp_path / "labels.mat")
+    assert findings == () and shown(annotations, "grooming") == [[10, 20]]
+    assert shown(annotations, "grooming", 0) == [[30, 40]] and shown(annotations, "grooming", UNKNOWN)[0] == [0, 10]
+
+
+def test_jaaba_file_of_two_animals_or_of_nothing(tmp_path: Path) -> None:
+    scores = {"t0s": cell([1.0], [2.0]), "t1s": cell([2.0], [3.0]), "scores": cell(np.zeros(9), np.zeros(9))}
+    savemat(tmp_path / "two.mat", {"allScores": scores, "behaviorName": "Grooming"})
+    written(tmp_path / "none.mat", "not MATLAB")
+    for name, text in (("two.mat", "2 animals"), ("none.mat", "cannot be read")):
+        _, findings = read(tmp_path / name)
+        assert [each.kind for each in findings] == ["invalid_format"] and text in findings[0].text
+
+
+# What is wrong with label files.
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "message"),
+    [
+        (frame_table("grooming,flying", ["0,0"]), "missing_column", "no column 'rearing' for rearing"),
+        (frame_table("grooming,rearing", ["0,2"]), "invalid_format", "'2' in row 1"),
+        (frame_table("grooming,rearing", ["0,x"]), "invalid_format", "Expected a number"),
+        (frame_table("grooming,rearing", ["0,nan", "0,0"]), "nan_values", "NaN in 1 rows"),
+        (frame_table("grooming,rearing", ["0,0"], 200), "too_many_frames", "200 rows, the video 90 frames"),
+        (frame_table("grooming,rearing", ["0,0"], 30), "too_few_frames", "30 rows, the video 90 frames"),
+        (frame_table("likes,shares", ["0,0"]), "invalid_format", "of no format that is known"),
+        ("grooming,rearing\n", "invalid_format", "no row below the header"),
+        ("", "invalid_format", "no header"),
+    ],
+)
+def test_problems_are_found(tmp_path: Path, text: str, kind: str, message: str) -> None:
+    annotations, findings = read(written(tmp_path / "mouse1.csv", text))
+    assert [each.kind for each in findings] == [kind] and message in findings[0].text
+    assert annotations.behaviours == ("grooming", "rearing") and not np.any(annotations.marks == 1)
+
+
+def test_a_label_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
+    (tmp_path / "picture.csv").write_bytes(b"\xff\xfe\x00\x01")
+    for name, text in (("none.csv", "no such label file"), ("picture.csv", "UTF-8")):
+        assert text in read(tmp_path / name)[1][0].text
+
+
+def test_an_unknown_header_names_what_it_has(tmp_path: Path) -> None:
+    with pytest.raises(MbrError, match="likes, shares"):
+        recognised(written(tmp_path / "a.csv", "likes,shares\n1,0\n"))
+
+
+# Pure parts.
+
+
+@given(st.lists(st.sampled_from([-1, 0, 1]), max_size=40))
+def test_runs_put_together_again_are_the_marks(values: list[int]) -> None:
+    marks = np.array(values, np.int8)
+    again = np.full(len(marks), 9, np.int8)
+    for value in (-1, 0, 1):
+        for start, stop in runs(marks, value):
+            assert start < stop and np.all(again[start:stop] == 9)
+            again[start:stop] = value
+    np.testing.assert_array_equal(again, marks)
+
+
+@settings(deadline=None)  # it writes files
+@given(
+    st.lists(st.tuples(st.integers(0, 80), st.integers(1, 9)), max_size=8), st.sampled_from([24, 25, 29.97, 30, 120])
+)
+def test_bouts_in_seconds_come_back_as_the_frames_they_were_read_from(
+    tmp_path_factory: pytest.TempPathFactory, bouts: list[tuple[int, int]], fps: float
+) -> None:
+    times_ns = np.round(np.arange(FRAMES) * 1e9 / fps).astype(np.int64)
+    expected = np.zeros(FRAMES, np.int8)
+    for start, length in bouts:
+        expected[start : start + length] = 1
+    rows = [
+        boris_row("grooming", kind, frame / fps)
+        for run in runs(expected).tolist()
+        for kind, frame in zip(("START", "STOP"), run, strict=True)
+    ]
+    path = boris(tmp_path_factory.mktemp("boris") / "obs.csv", rows)
+    annotations, findings = read(path, times_ns=times_ns)
+    assert findings == ()
+    np.testing.assert_array_equal(annotations.marks[:, 0], expected)
+
+
+def test_labels_are_reduced_to_10_fps_by_the_sampler_and_nothing_else(tmp_path: Path) -> None:
+    marks = np.random.default_rng(1).integers(0, 2, FRAMES)
+    path = written(tmp_path / "mouse1.csv", frame_table("g,r", [f"{mark},0" for mark in marks]))
+    state, chosen = None, []
+    for number, time_ns in enumerate(TIMES_NS.tolist()):
+        tick, state = sample(time_ns, state)
+        chosen += [number] if tick is not None else []
+    assert chosen == list(range(0, FRAMES, 3))
+    np.testing.assert_array_equal(read(path)[0].at(np.array(chosen))[:, 0], marks[::3])
