@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mbr_live import dataset as datasets
-from mbr_live.evaluate import LabelFolder, Truth, evaluate
+from mbr_live.comparison import LabelFolder, Truth
+from mbr_live.evaluate import evaluate
 from mbr_live.metrics import Evaluation
 from mbr_live.recordings import Clip, by_log_name
 from mbr_live.report import render

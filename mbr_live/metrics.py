@@ -32,6 +32,22 @@ class BinaryScores(_Tree):
     kappa: float | None
     pr_auc: float | None
 
+    @classmethod
+    def of(cls, counts: Counts, marked: int, pr_auc: float | None) -> BinaryScores:
+        """Of the scored frames or clips, out of `marked` ones."""
+        return cls(
+            scored=counts.frames,
+            coverage=counts.frames / marked if marked else None,
+            counts=counts,
+            prevalence=counts.prevalence,
+            accuracy=counts.accuracy,
+            precision=counts.precision,
+            recall=counts.recall,
+            f1=counts.f1,
+            kappa=counts.kappa,
+            pr_auc=pr_auc,
+        )
+
 
 class BoundaryError(_Tree):
     """Of matched bouts: label minus truth, in ms; positive is late."""

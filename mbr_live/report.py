@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from mbr_live import locate, sources
 from mbr_live.annotations import Marks, runs
-from mbr_live.evaluate import Compared, Truth
+from mbr_live.comparison import Compared, Truth
 from mbr_live.metrics import Evaluation, Moment
 from mbr_live.types import RATE_FPS, UNKNOWN, Image, MbrError
 

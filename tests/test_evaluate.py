@@ -26,13 +26,15 @@ from sklearn import metrics as sklearn_metrics
 
 from mbr_live import bouts, scoring
 from mbr_live.annotations import Annotations
+from mbr_live.comparison import LabelFolder, Truth
 from mbr_live.dataset import read_dataset
 from mbr_live.decide import BoutState, end_bout, follow_bout
-from mbr_live.evaluate import LabelFolder, Truth, evaluate
+from mbr_live.evaluate import evaluate
 from mbr_live.evaluate_program import evaluate_program, truths
 from mbr_live.metrics import Evaluation, ModelScores
 from mbr_live.report import render
 from mbr_live.scoring import Counts
+from mbr_live.sources import VideoFile, pictures_at
 from mbr_live.types import UNKNOWN, MbrError
 
 BEHAVIOURS = ("grooming", "rearing")
@@ -504,6 +506,16 @@ def test_the_report_works_in_a_browser(run: Path) -> None:
     assert back == whole
     assert moment
     assert models == ["labels", "again"]
+
+
+def test_pictures_are_found_by_their_time(clutter_video: Path) -> None:
+    """Jumping by key frames gives what decoding everything gives."""
+    all_of = {frame.time_ns: frame.picture() for frame in VideoFile(clutter_video)}
+    times = list(all_of)
+    wanted = [times[0], times[7], times[8], times[-40], times[-1]]
+    found = pictures_at(clutter_video, [*wanted, times[3] + 1])
+    assert sorted(found) == wanted
+    assert all(np.array_equal(found[time_ns], all_of[time_ns]) for time_ns in wanted)
 
 
 def test_a_video_that_is_gone_is_a_note(run: Path, tmp_path: Path) -> None:
