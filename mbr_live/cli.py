@@ -191,6 +191,24 @@ def train(
 
 
 @app.command()
+def evaluate(
+    labels: Annotated[list[Path], typer.Option("--labels", help="Folder of label logs; once for each model.")],
+    truth: Annotated[Path, typer.Option("--truth", help="Dataset file (TOML) of the marked recordings.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for report.html and metrics.json.")],
+    name: Annotated[list[str] | None, typer.Option("--name", help="Name of each folder of labels, in order.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Recordings to score; else those of test, or of validation.")
+    ] = None,
+) -> None:
+    """Hold label logs against the truth (needs the extra `train`)."""
+    try:
+        from mbr_live.evaluate_program import evaluate_program
+    except ModuleNotFoundError as error:
+        raise MbrError(f"evaluate: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
+    evaluate_program(labels, name or [], truth, out, split=split)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the results; emptied first.")] = Path("demo-run"),
     seconds: Annotated[float, typer.Option(min=10, help="Length of the live part.")] = 30.0,

@@ -218,16 +218,26 @@ def read_labels(path: Path, manifest: Manifest | None = None) -> Iterator[LabelR
     with path.open(newline="") as lines:
         reader = csv.reader(lines)
         header = next(reader, [])
-        if header[:6] != ["frame", "source_frame", "time_ns", "status", "x_px", "y_px"]:
-            raise MbrError(f"{path}: this is not a label log (header {','.join(header)[:80]!r}). Check the folder.")
+        behaviours = len(_logged(path, header))
         if manifest is not None and ",".join(header) != label_header(manifest):
             raise MbrError(
                 f"{path}: this log has the columns {','.join(header)!r}, the bundle {manifest.name} writes "
                 f"{label_header(manifest)!r}. Use the bundle that the session began with, or another folder."
             )
-        behaviours = (len(header) - 6) // 2
         for row in reader:
             yield _label_row(path, row, behaviours)
+
+
+def logged_behaviours(path: Path) -> tuple[str, ...]:
+    """The behaviours [K] of a label log, in the order of its columns."""
+    with path.open(newline="") as lines:
+        return _logged(path, next(csv.reader(lines), []))
+
+
+def _logged(path: Path, header: list[str]) -> tuple[str, ...]:
+    if header[:6] != ["frame", "source_frame", "time_ns", "status", "x_px", "y_px"]:
+        raise MbrError(f"{path}: this is not a label log (header {','.join(header)[:80]!r}). Check the folder.")
+    return tuple(header[6 + (len(header) - 6) // 2 :])
 
 
 def _label_row(path: Path, row: list[str], behaviours: int) -> LabelRow:

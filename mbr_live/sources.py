@@ -6,10 +6,10 @@ wants it, so that the two of three frames that 10 fps sampling skips cost no con
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import dropwhile
+from itertools import dropwhile, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Protocol
@@ -26,6 +26,7 @@ JOURNAL_SUFFIX = ".frames.csv"
 JOURNAL_HEADER = "frame,source_frame,time_ns"
 
 _NS = 1_000_000_000
+_SEEK_BEYOND_NS = 5 * _NS  # decoding on is quicker than a jump over less
 
 
 class Source(Protocol):
@@ -205,6 +206,29 @@ class Recording:
 def open_video(path: Path) -> VideoFile:
     """The video file at `path`. MbrError when it is missing or not a video."""
     return VideoFile(path)
+
+
+def pictures_at(path: Path, times_ns: Collection[int]) -> dict[int, Image]:
+    """The pictures of a video file at these times since its first frame; a time that no frame has is left out.
+
+    Goes by key frames, so that a few pictures of a long recording do not cost all of its frames.
+    """
+    found: dict[int, Image] = {}
+    wanted = sorted(times_ns)
+    jumps = [k for k, time_ns in enumerate(wanted) if k == 0 or time_ns - wanted[k - 1] > _SEEK_BEYOND_NS]
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        time_base, colours = stream.time_base or Fraction(1, _NS), VideoReformatter()
+        first_pts = next((frame.pts for frame in container.decode(video=0) if frame.pts is not None), 0)
+        for begin, end in pairwise([*jumps, len(wanted)]):
+            container.seek(first_pts + round(Fraction(wanted[begin], _NS) / time_base), stream=stream)
+            for decoded in container.decode(video=0):
+                time_ns = round(((decoded.pts or 0) - first_pts) * time_base * _NS)
+                if time_ns in times_ns:
+                    found[time_ns] = _Picture(decoded, colours)()
+                if time_ns >= wanted[end - 1]:
+                    break
+    return found
 
 
 def sampled(source: Source, camera: str) -> Iterator[Frame]:

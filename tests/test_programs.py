@@ -28,7 +28,19 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def test_help_and_version() -> None:
     assert mbr_live("--version").stdout.strip() == f"mbr-live {__version__}"
     said = mbr_live("--help").stdout
-    for program in ("run", "capture", "infer", "watch", "replay", "batch", "locate", "simulate", "train", "demo"):
+    for program in (
+        "run",
+        "capture",
+        "infer",
+        "watch",
+        "replay",
+        "batch",
+        "locate",
+        "simulate",
+        "train",
+        "evaluate",
+        "demo",
+    ):
         assert program in said
 
 

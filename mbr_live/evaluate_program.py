@@ -1,0 +1,108 @@
+"""`mbr-live evaluate`: label logs against the truth, as a report to read and as figures to compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mbr_live import dataset as datasets
+from mbr_live.comparison import LabelFolder, Truth
+from mbr_live.evaluate import evaluate
+from mbr_live.metrics import Evaluation
+from mbr_live.recordings import Clip, by_log_name
+from mbr_live.report import render
+from mbr_live.sinks import write_atomically
+from mbr_live.types import MbrError
+
+
+def evaluate_program(
+    labels: Sequence[Path], names: Sequence[str], dataset_file: Path, out: Path, *, split: str | None = None
+) -> None:
+    """Score every folder of label logs; write `report.html` and `metrics.json` into `out`."""
+    folders = _folders(labels, names)
+    dataset = datasets.read_dataset(dataset_file)
+    console = Console(stderr=True)
+    split = split or default_split(dataset)
+    with console.status("reading the truth") as status:
+        scored = truths(dataset, split)
+        behaviours = [behaviour.name for behaviour in dataset.behaviours]
+        evaluation, compared = evaluate(
+            dataset.name,
+            split,
+            behaviours,
+            scored,
+            folders,
+            dataset.caveats,
+            lambda name: status.update(f"scoring {name}"),
+        )
+        status.update("drawing the report")
+        page = render(evaluation, compared)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "metrics.json", evaluation.model_dump_json(indent=1) + "\n")
+    write_atomically(out / "report.html", page)
+    Console().print(_table(evaluation))
+    print(f"{out / 'report.html'} and {out / 'metrics.json'}")
+
+
+def _folders(labels: Sequence[Path], names: Sequence[str]) -> list[LabelFolder]:
+    if names and len(names) != len(labels):
+        raise MbrError(
+            f"evaluate: found {len(labels)} --labels and {len(names)} --name. Give each folder a name, or none."
+        )
+    chosen = list(names) or [folder.resolve().name for folder in labels]
+    twice = sorted({name for name in chosen if chosen.count(name) > 1})
+    if twice:
+        raise MbrError(
+            f"evaluate: {', '.join(twice)} names several folders. Tell them apart with --name, one for each."
+        )
+    return [LabelFolder(name, folder) for name, folder in zip(chosen, labels, strict=True)]
+
+
+def truths(dataset: datasets.Dataset, split: str) -> list[Truth]:
+    """The marked recordings of a split."""
+    specs = [spec for spec in dataset.all_recordings() if spec.split == split]
+    if not specs:
+        splits = ", ".join(sorted({str(spec.split) for spec in dataset.all_recordings()}))
+        raise MbrError(
+            f"Dataset {dataset.name}: found no recording of split {split}; it has {splits}. "
+            "Name one of these with --split."
+        )
+    by_log_name(specs)  # refuses two recordings of one log
+    return [
+        Truth(
+            recording=spec.name,
+            log_name=spec.log_name,
+            group=spec.group,
+            condition=spec.condition,
+            camera=spec.camera,
+            clip=isinstance(spec.source, Clip),
+            annotations=datasets.annotations_of(spec, dataset),
+            videos=datasets.video_files(spec),
+        )
+        for spec in specs
+    ]
+
+
+def default_split(dataset: datasets.Dataset) -> str:
+    """What has not been trained on: the test recordings; where there are none, those of validation."""
+    return "test" if any(spec.split == "test" for spec in dataset.all_recordings()) else "validation"
+
+
+def _table(evaluation: Evaluation) -> Table:
+    table = Table("model", "behaviour", "coverage", "F1", "PR-AUC", "worst F1", "bout F1")
+    for model in evaluation.models:
+        for name, scores in model.pooled.behaviours.items():
+            worst = scores.spread.get("f1")
+            cells = (
+                scores.frames.coverage,
+                scores.frames.f1,
+                scores.frames.pr_auc,
+                worst.worst if worst else None,
+                scores.bouts["0.5"].f1 if scores.bouts else None,
+            )
+            shown = ("-" if cell is None else f"{cell:.3f}" for cell in cells)
+            table.add_row(model.name, name, *shown)
+    return table
