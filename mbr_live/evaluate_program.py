@@ -92,14 +92,18 @@ def default_split(dataset: datasets.Dataset) -> str:
 
 
 def _table(evaluation: Evaluation) -> Table:
-    table = Table("model", "behaviour", "coverage", "F1", "PR-AUC", "worst F1", "bout F1")
+    stills = any(model.pooled.stills is not None for model in evaluation.models)
+    names = ("model", "behaviour", "coverage", "F1", "PR-AUC", *(("F1 held", "PR-AUC held") if stills else ()))
+    table = Table(*names, "worst F1", "bout F1", title="Judged stills; held: all ticks" if stills else None)
     for model in evaluation.models:
         for name, scores in model.pooled.behaviours.items():
             worst = scores.spread.get("f1")
+            held = (scores.held.f1, scores.held.pr_auc) if scores.held else ()
             cells = (
                 scores.frames.coverage,
                 scores.frames.f1,
                 scores.frames.pr_auc,
+                *held,
                 worst.worst if worst else None,
                 scores.bouts["0.5"].f1 if scores.bouts else None,
             )
