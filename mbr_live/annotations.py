@@ -61,13 +61,13 @@ class Annotations:
         found[inside] = self.marks[source_frames[inside]]
         return found
 
-    def shown_stills(self, source_frames: NDArray[np.int64]) -> NDArray[np.bool_] | None:
-        """Which of all sampled source frames, rising int64 [N], show a judged still; None where all were judged.
+    def judged_at(self, source_frames: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of all sampled source frames, rising int64 [N], somebody judged.
 
         A still is shown by the first sampled frame at or after it, and before the next still.
         """
         if self.judged is None:
-            return None
+            return np.ones(len(source_frames), np.bool_)
         still = np.searchsorted(np.flatnonzero(self.judged), source_frames, side="right") - 1
         served = np.flatnonzero((source_frames >= 0) & (still >= 0))
         _, first = np.unique(still[served], return_index=True)

@@ -50,13 +50,13 @@ class Compared:
     probabilities: NDArray[np.float64]  # [N, K]; NaN where unknown
     labels: Marks  # [N, K]
     marks: Marks  # [N, K] the truth
-    stills: NDArray[np.bool_] | None  # [N] the tick shows a still that somebody judged; None: every tick was judged
+    judged: NDArray[np.bool_]  # [N] the marks are somebody's judgement of this tick, not held from an earlier one
     window_px: int  # side of the square around the animal that the model saw
 
     @property
-    def judged(self) -> NDArray[np.bool_]:
-        """The ticks [N] whose marks are somebody's judgement of what they show."""
-        return np.ones(len(self.ticks), np.bool_) if self.stills is None else self.stills
+    def of_stills(self) -> bool:
+        """Whether people judged stills; else they judged every tick."""
+        return self.truth.annotations.judged is not None
 
 
 def label_logs(folder: LabelFolder, truths: Sequence[Truth]) -> dict[str, Path]:
@@ -100,7 +100,7 @@ def compare(log: Path, truth: Truth) -> Compared:
         probabilities=np.array([row.probabilities or unknown for row in rows])[:, order],
         labels=np.array([row.labels for row in rows], np.int8)[:, order],
         marks=truth.annotations.at(_held(source_frames)),
-        stills=truth.annotations.shown_stills(source_frames),
+        judged=truth.annotations.judged_at(source_frames),
         window_px=_window_px(log),
     )
 

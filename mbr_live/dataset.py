@@ -30,6 +30,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator
 from mbr_live import locate, sampler, simulate, sources, splits
 from mbr_live.annotation_formats import read_annotations
 from mbr_live.annotations import Annotations, Finding, Marks, ProblemKind, Severity
+from mbr_live.blindness import BlindState, is_blind
 from mbr_live.recordings import (
     NO_RANDOM,
     Clip,
@@ -57,7 +58,7 @@ Progress = Callable[[str, int, int], None]
 
 # The modules that a rendered video and its crops depend on; a change of one of them makes these anew.
 RENDERED_BY = ("simulate*.py",)
-CROPPED_BY = ("background.py", "locate.py", "sampler.py", "sources.py")
+CROPPED_BY = ("background.py", "blindness.py", "locate.py", "sampler.py", "sources.py")
 
 _NOISE_MARGIN_PX = 64
 _MAPPED_FROM_BYTES = 8 << 20
@@ -195,6 +196,7 @@ class Recording:
     ticks: NDArray[np.int64]  # [N] of the 10 fps grid
     crops: NDArray[np.uint8]  # [N, H, W, 3], mapped from a file where they are many
     truth: Marks  # [N, K]
+    judged: NDArray[np.bool_]  # [N] the mark is somebody's judgement of this frame, not held from an earlier one
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,7 +406,8 @@ def prepare(dataset: Dataset, cache: Path, progress: Progress) -> list[Recording
                 workers.shutdown(cancel_futures=True)
                 raise
     recordings = [
-        _load(spec, known.get(spec.name) or annotations_of(spec, dataset, cache), files[spec.name]) for spec in specs
+        _load(spec, known.get(spec.name) or annotations_of(spec, dataset, cache), files[spec.name], cache)
+        for spec in specs
     ]
     for recording in recordings:
         if not np.any(recording.truth != UNKNOWN):
@@ -504,10 +507,13 @@ def _content_hash(path: Path, cache: Path) -> str:
 
 def _write_crops(source: sources.Source, window_px: int | None, crops: Path) -> NDArray[np.int64]:
     """Write the crops of all 10 fps frames with an animal; their ticks and source frames, int64 [N, 2]."""
-    state = locate.initial_state()
+    state, seen = locate.initial_state(), BlindState()
     found: list[tuple[int, int]] = []
     with _crop_file(crops) as write:
         for frame in sources.sampled(source, source.name):
+            blind, seen = is_blind(frame.pixels, seen)
+            if blind:
+                continue
             sighting, state = locate.locate(frame.pixels, state)
             side = window_px or locate.window_px(state)
             if sighting.found and side is not None:
@@ -543,13 +549,18 @@ def _crop_file(path: Path) -> Iterator[Callable[[Image], None]]:
         partial.unlink(missing_ok=True)
 
 
-def _load(spec: RecordingSpec, annotations: Annotations, files: tuple[Path, Path]) -> Recording:
+def _load(spec: RecordingSpec, annotations: Annotations, files: tuple[Path, Path], cache: Path) -> Recording:
     crops, rows = files
     ticks, source_frames = np.load(rows, allow_pickle=False).T
     # A mapped file stays open: thousands of clips would be more than a process may have.
     pictures = np.load(crops, mmap_mode="r" if crops.stat().st_size > _MAPPED_FROM_BYTES else None)
     subject = spec.group if isinstance(spec.source, Clip) else spec.name
-    return Recording(spec.name, subject, spec.split or "train", ticks, pictures, annotations.at(source_frames))
+    judged = np.ones(len(ticks), np.bool_)
+    if annotations.judged is not None:
+        sampled = sampled_frames(spec, cache)  # a still is shown by one of these, whether the animal was found or not
+        judged = np.isin(source_frames, sampled[annotations.judged_at(sampled)])
+    truth = annotations.at(source_frames)
+    return Recording(spec.name, subject, spec.split or "train", ticks, pictures, truth, judged)
 
 
 def _rendered(recording: SimulatedRecording, cache: Path) -> tuple[Path, Path]:

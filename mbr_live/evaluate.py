@@ -187,7 +187,7 @@ def _track(compared: Compared, k: int) -> _Track:
     return _Track(
         truth=compared.truth,
         judged=_Ticks.of(compared, k, compared.judged),
-        held=None if compared.stills is None else _Ticks.of(compared, k, np.ones_like(compared.stills)),
+        held=_Ticks.of(compared, k, np.ones_like(compared.judged)) if compared.of_stills else None,
         true_bouts=true_bouts,
         found_bouts=found_bouts,
         pairs={iou: bouts.matched(true_bouts, found_bouts, iou) for iou in IOUS},
@@ -221,7 +221,7 @@ def _score_recording(compared: Compared, tracks: dict[str, _Track]) -> Recording
 
 def _stills(compared: Sequence[Compared]) -> int | None:
     """Ticks that show a judged still; None where no recording has stills."""
-    counts = [int(np.count_nonzero(each.stills)) for each in compared if each.stills is not None]
+    counts = [int(np.count_nonzero(each.judged)) for each in compared if each.of_stills]
     return sum(counts) if counts else None
 
 

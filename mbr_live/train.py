@@ -91,8 +91,8 @@ class _Validated:
     """What the networks say of the M frames of one stretch that the pipeline would label."""
 
     recording: str  # or the group of a clip
-    probabilities: NDArray[np.float32]  # [M, K]
-    truth: Marks  # [M, K]
+    probabilities: NDArray[np.float64]  # [M, K]
+    truth: Marks  # [M, K]; UNKNOWN where nobody judged
 
 
 def train_program(dataset_file: Path, out: Path) -> None:
@@ -272,8 +272,10 @@ def _validate(tcn: Tcn, lesson: _Lesson, features: Tensor, warmup_frames: int) -
         rows, known = lesson.rows[start:stop], lesson.known[start:stop]
         with torch.inference_mode():
             probabilities = torch.sigmoid(tcn(features[torch.from_numpy(rows)][None])[0]).numpy()
+        # Rounded, and held to what was judged, as the logs of these recordings would be: `evaluate` finds the same.
+        probabilities = probabilities.astype(np.float64).round(6)
         labelled = known & (np.cumsum(known) > warmup_frames)
-        truth = lesson.recording.truth[rows]
+        truth = np.where(lesson.recording.judged[rows, None], lesson.recording.truth[rows], UNKNOWN).astype(np.int8)
         validated.append(_Validated(lesson.recording.subject, probabilities[labelled], truth[labelled]))
     return validated
 
@@ -305,7 +307,7 @@ def _of_behaviour(k: int, validated: Sequence[_Validated]) -> NDArray[np.int8]:
     return np.concatenate([stretch.truth[:, k] for stretch in validated])
 
 
-def _labels(behaviour: Behaviour, probabilities: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _labels(behaviour: Behaviour, probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
     rule = decide.Rule(
         behaviour.enter, behaviour.exit, round(behaviour.min_bout_s * RATE_FPS), round(behaviour.bridge_s * RATE_FPS)
     )

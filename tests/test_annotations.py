@@ -127,8 +127,8 @@ def test_a_still_is_shown_by_the_first_sampled_frame_at_or_after_it(tmp_path: Pa
     assert annotations.judged is not None and np.flatnonzero(annotations.judged).tolist() == [0, 24, 48, 50]
     # At 10 fps of 120: frame 49 was lost, so nothing shows the still of frame 48; a gap shows no frame.
     sampled = np.array([0, 12, UNKNOWN, 24, 36, 51, 60])
-    assert annotations.shown_stills(sampled).tolist() == [True, False, False, True, False, True, False]
-    assert annotations.shown_stills(np.array([12, 36, 48])).tolist() == [True, True, True]
+    assert annotations.judged_at(sampled).tolist() == [True, False, False, True, False, True, False]
+    assert annotations.judged_at(np.array([12, 36, 48])).tolist() == [True, True, True]
 
 
 def test_every_frame_is_judged_where_a_table_has_them_all(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_every_frame_is_judged_where_a_table_has_them_all(tmp_path: Path) -> Non
     both, _ = read([sparse, other])
     assert both.judged is not None and np.flatnonzero(both.judged).tolist() == [0, 12, 24]
     mixed, _ = read([sparse, dense])
-    assert mixed.judged is None and mixed.shown_stills(np.arange(5)) is None
+    assert mixed.judged is None and mixed.judged_at(np.arange(5)).all()
 
 
 @pytest.mark.parametrize("starts", ["24,0", "0,0", "-1,5", "0.5,2"])
