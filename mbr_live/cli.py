@@ -209,6 +209,22 @@ def evaluate(
 
 
 @app.command()
+def crossvalidate(
+    dataset: DatasetFile,
+    out: Out,
+    folds: Annotated[
+        int | None, typer.Option(min=3, help="Number of folds; else one group of each condition is left out at a time.")
+    ] = None,
+) -> None:
+    """Train without some groups, label them, and score all that was left out (needs the extra `train`)."""
+    try:
+        from mbr_live.crossvalidate import crossvalidate_program
+    except ModuleNotFoundError as error:
+        raise MbrError(f"crossvalidate: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
+    crossvalidate_program(dataset, out, folds)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the results; emptied first.")] = Path("demo-run"),
     seconds: Annotated[float, typer.Option(min=10, help="Length of the live part.")] = 30.0,

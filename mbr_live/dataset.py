@@ -49,6 +49,7 @@ from mbr_live.recordings import (
     video_spec,
     with_splits,
 )
+from mbr_live.splits import Fold, Split
 from mbr_live.types import CROP_PX, UNKNOWN, Image, MbrError
 
 log = logging.getLogger(__name__)
@@ -173,6 +174,18 @@ class Dataset(Section):
     def all_recordings(self) -> tuple[RecordingSpec, ...]:
         """Every recording that the file names, in its order, with its split."""
         return self._specs
+
+    def with_fold(self, fold: Fold) -> Dataset:
+        """The same recordings with the splits of a fold; those that it does not name are trained on."""
+        parts: tuple[tuple[Split, tuple[str, ...]], ...] = (
+            ("train", tuple(spec.name for spec in self._specs)),
+            ("validation", fold.validation),
+            ("test", fold.test),
+        )
+        split_of = {name: split for split, names in parts for name in names}
+        folded = self.model_copy()
+        folded._specs = with_splits(self._specs, split_of)
+        return folded
 
     def findings(self) -> tuple[Finding, ...]:
         """What a person should know about the file itself."""
@@ -487,7 +500,7 @@ def _crop_files(spec: RecordingSpec, window_px: int | None, cache: Path) -> tupl
         pictures = " ".join(_content_hash(video, cache) for video in video_files(spec))
     window = f" window {window_px}" if window_px else ""
     key = _key(pictures + window, (*RENDERED_BY, *CROPPED_BY))
-    name = _file_name(spec.name)
+    name = file_name(spec.name)
     return cache / f"{name}.{key}.crops.npy", cache / f"{name}.{key}.rows.npy"
 
 
@@ -495,7 +508,7 @@ def _content_hash(path: Path, cache: Path) -> str:
     """SHA-256 of a file; kept in the cache as long as the file's size and time stay, since videos are large."""
     stat = path.stat()
     known_by = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    kept = cache / f"{_file_name(path.stem)}.{known_by}.sha256"
+    kept = cache / f"{file_name(path.stem)}.{known_by}.sha256"
     if not kept.is_file():
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -578,7 +591,8 @@ def _key(identity: str, modules: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """The name of a recording, as files can be called."""
     return re.sub(r"[^\w.-]", "_", name)
 
 

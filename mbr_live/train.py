@@ -118,7 +118,11 @@ def train(dataset_file: Path, out: Path, *, progress: dataset.Progress, cache: P
     Recordings are cached in `cache`, by default the user's cache folder. Raises MbrError for a dataset file that is
     not valid, or where `out` holds something that is not a bundle.
     """
-    plan = dataset.read_dataset(dataset_file)
+    return train_on(dataset.read_dataset(dataset_file), out, progress=progress, cache=cache)
+
+
+def train_on(plan: Dataset, out: Path, *, progress: dataset.Progress, cache: Path | None = None) -> Bundle:
+    """As `train`, with a dataset that was read before."""
     check_replaceable(out)
     recordings = dataset.prepare(plan, cache or dataset.cache_folder(), progress)
     lessons = [_lesson(recording, round(plan.max_gap_s * RATE_FPS)) for recording in recordings]
@@ -137,7 +141,7 @@ def train(dataset_file: Path, out: Path, *, progress: dataset.Progress, cache: P
         ]
     if not any(np.any(stretch.truth != UNKNOWN) for stretch in validated):
         raise MbrError(
-            f"Dataset {dataset_file}: no frame of the validation recordings is labelled after the warm-up of "
+            f"Dataset {plan.name}: no frame of the validation recordings is labelled after the warm-up of "
             f"{plan.warmup_frames} frames. Validate on longer recordings, or set warmup_frames lower."
         )
     behaviours = tuple(_choose_thresholds(spec, k, validated) for k, spec in enumerate(plan.behaviours))
@@ -300,7 +304,8 @@ def _choose_thresholds(spec: BehaviourSpec, k: int, validated: Sequence[_Validat
         for enter in _ENTER_THRESHOLDS
         for share in _EXIT_SHARES
     ]
-    return max(candidates, key=agreement)
+    # Of thresholds that are as good, the one nearest to one half: it has most room on both sides.
+    return max(candidates, key=lambda behaviour: (agreement(behaviour), -abs(behaviour.enter - 0.5)))
 
 
 def _of_behaviour(k: int, validated: Sequence[_Validated]) -> NDArray[np.int8]:
