@@ -499,7 +499,7 @@ def _crop_files(spec: RecordingSpec, window_px: int | None, cache: Path) -> tupl
     else:
         pictures = " ".join(_content_hash(video, cache) for video in video_files(spec))
     window = f" window {window_px}" if window_px else ""
-    key = _key(pictures + window, (*RENDERED_BY, *CROPPED_BY))
+    key = key_of(pictures + window, (*RENDERED_BY, *CROPPED_BY))
     name = file_name(spec.name)
     return cache / f"{name}.{key}.crops.npy", cache / f"{name}.{key}.rows.npy"
 
@@ -578,11 +578,11 @@ def _load(spec: RecordingSpec, annotations: Annotations, files: tuple[Path, Path
 
 def _rendered(recording: SimulatedRecording, cache: Path) -> tuple[Path, Path]:
     """Video and truth of a simulated recording in the cache."""
-    key = _key(recording.model_dump_json(exclude={"split"}), RENDERED_BY)
+    key = key_of(recording.model_dump_json(exclude={"split"}), RENDERED_BY)
     return cache / f"{recording.name}.{key}.mp4", cache / f"{recording.name}.{key}.csv"
 
 
-def _key(identity: str, modules: Sequence[str]) -> str:
+def key_of(identity: str, modules: Sequence[str]) -> str:
     """Hash of what a file is made from, of the code that makes it and of the libraries below."""
     digest = hashlib.sha256(identity.encode())
     digest.update(f"{av.__version__} {cv2.__version__} {np.__version__}".encode())

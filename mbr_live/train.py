@@ -11,6 +11,7 @@ the frames of a clip are nearly the same picture.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +44,7 @@ from mbr_live.bundle import (
     check_replaceable,
     write_bundle,
 )
+from mbr_live.checkpoints import Checkpoints, Stateful
 from mbr_live.dataset import BehaviourSpec, Dataset, Recording, TrainingSettings
 from mbr_live.models import Trunk, TrunkConfig, export_onnx
 from mbr_live.scoring import average_precision, f1
@@ -52,6 +54,7 @@ from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, MbrError
 THREADS = 2  # a fixed number, since sums in another order give other weights
 _UNSCORED_FRAMES = 3  # of a sequence: too early to have seen a movement
 _FEATURE_BATCH = 64
+_CROPS_OF_A_KEY = 16
 _GRADIENT_NORM = 1.0
 _WEIGHT_DECAY = 0.01
 _ENTER_THRESHOLDS = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))
@@ -124,15 +127,17 @@ def train(dataset_file: Path, out: Path, *, progress: dataset.Progress, cache: P
 def train_on(plan: Dataset, out: Path, *, progress: dataset.Progress, cache: Path | None = None) -> Bundle:
     """As `train`, with a dataset that was read before."""
     check_replaceable(out)
-    recordings = dataset.prepare(plan, cache or dataset.cache_folder(), progress)
+    cache = cache or dataset.cache_folder()
+    recordings = dataset.prepare(plan, cache, progress)
+    checkpoints = Checkpoints(cache / f"{plan.name}.{_key(plan, recordings)}.checkpoints")
     lessons = [_lesson(recording, round(plan.max_gap_s * RATE_FPS)) for recording in recordings]
     lessons_to_learn = [lesson for lesson in lessons if lesson.recording.split == "train"]
     with _deterministic(plan.training.seed):
         trunk = Trunk(TrunkConfig())
         tcn = Tcn(TcnConfig(), feature_dim=trunk.feature_dim, behaviours=len(plan.behaviours))
-        _train_on_frames(trunk, lessons_to_learn, plan.training, progress)
+        _train_on_frames(trunk, lessons_to_learn, plan.training, checkpoints, progress)
         features = _features(trunk, recordings, progress)
-        _train_on_sequences(tcn, lessons_to_learn, features, plan.training, progress)
+        _train_on_sequences(tcn, lessons_to_learn, features, plan.training, checkpoints, progress)
         validated = [
             stretch
             for lesson in lessons
@@ -146,7 +151,20 @@ def train_on(plan: Dataset, out: Path, *, progress: dataset.Progress, cache: Pat
         )
     behaviours = tuple(_choose_thresholds(spec, k, validated) for k, spec in enumerate(plan.behaviours))
     card = _card(plan, recordings, tuple(_scores(behaviours, validated)))
-    return _write(out, plan, behaviours, card, trunk, tcn)
+    bundle = _write(out, plan, behaviours, card, trunk, tcn)
+    checkpoints.clear()
+    return bundle
+
+
+def _key(plan: Dataset, recordings: Sequence[Recording]) -> str:
+    """Of all that the weights depend on; of the crops, whose making is cached by content, a few tell."""
+    digest = hashlib.sha256(f"{plan.model_dump_json()} {torch.__version__}".encode())
+    for recording in recordings:
+        digest.update(f"{recording.name} {recording.split} {len(recording.ticks)}".encode())
+        crops = np.ascontiguousarray(recording.crops[:: max(1, len(recording.ticks) // _CROPS_OF_A_KEY)])
+        for array in (recording.ticks, recording.truth, crops):
+            digest.update(array.tobytes())
+    return dataset.key_of(digest.hexdigest(), ("*.py",))
 
 
 @contextmanager
@@ -194,13 +212,17 @@ def _draw(lessons: Sequence[_Lesson], count: int, frames: int, rng: np.random.Ge
 
 
 def _train_on_frames(
-    trunk: Trunk, lessons: Sequence[_Lesson], settings: TrainingSettings, progress: dataset.Progress
+    trunk: Trunk,
+    lessons: Sequence[_Lesson],
+    settings: TrainingSettings,
+    checkpoints: Checkpoints,
+    progress: dataset.Progress,
 ) -> None:
     """The trunk, through a linear map to the behaviours that is thrown away afterwards."""
     rng = np.random.default_rng((settings.seed, 1))
     behaviours = nn.Linear(trunk.feature_dim, lessons[0].recording.truth.shape[1])
     optimiser = _Optimiser([trunk, behaviours], settings.frame_learning_rate, settings.frame_steps)
-    for step in range(settings.frame_steps):
+    for step in checkpoints.steps("frames", settings.frame_steps, optimiser.parts, rng):
         drawn = _draw(lessons, settings.frames_per_step, 1, rng)
         crops = np.concatenate([each.lesson.recording.crops[each.rows] for each in drawn])
         features = trunk(torch.from_numpy(dataset.augment(crops, settings.augmentation, rng)))
@@ -226,12 +248,13 @@ def _train_on_sequences(
     lessons: Sequence[_Lesson],
     features: Mapping[str, Tensor],
     settings: TrainingSettings,
+    checkpoints: Checkpoints,
     progress: dataset.Progress,
 ) -> None:
     """The temporal network alone, on sequences longer than its memory."""
     rng = np.random.default_rng((settings.seed, 2))
     optimiser = _Optimiser([tcn], settings.sequence_learning_rate, settings.sequence_steps)
-    for step in range(settings.sequence_steps):
+    for step in checkpoints.steps("sequences", settings.sequence_steps, optimiser.parts, rng):
         drawn = _draw(lessons, settings.sequences_per_step, settings.sequence_frames, rng)
         inputs = torch.stack([features[each.lesson.recording.name][torch.from_numpy(each.rows)] for each in drawn])
         optimiser.step(_loss(tcn(inputs), drawn, unscored=_UNSCORED_FRAMES))
@@ -247,6 +270,8 @@ class _Optimiser:
         self._parameters = [parameter for module in modules for parameter in module.parameters()]
         self._adam = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=_WEIGHT_DECAY)
         self._rate = torch.optim.lr_scheduler.OneCycleLR(self._adam, learning_rate, total_steps=steps + 1)
+        learning: tuple[Stateful, ...] = (self._adam, self._rate, *modules)
+        self.parts = {str(number): part for number, part in enumerate(learning)}  # all that learning changes
 
     def step(self, loss: Tensor) -> None:
         self._adam.zero_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
+from mbr_live import checkpoints  # noqa: E402
 from mbr_live.batch import Job, run_job  # noqa: E402
 from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, load_bundle  # noqa: E402
 from mbr_live.comparison import LabelFolder  # noqa: E402
@@ -119,6 +121,32 @@ def test_same_seed_gives_the_same_weights_and_another_does_not(trained: Bundle, 
     other = train(written(tmp_path / "b.toml", other_text), tmp_path / "b", progress=silent, cache=cache)
     for name in (FEATURES, TEMPORAL):
         assert again.read(name) == trained.read(name) != other.read(name)
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(
+    trained: Bundle, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "EVERY_STEPS", 1)
+    plan = written(tmp_path / "tiny.toml", TINY)
+    steps: list[tuple[str, int]] = []
+
+    def killed_in(stage: str) -> Callable[[str, int, int], None]:
+        def note(at: str, done: int, total: int) -> None:
+            steps.append((at, done))
+            if (at, done) == (stage, total):
+                raise KeyboardInterrupt
+
+        return note
+
+    for stage in ("frames", "sequences"):
+        with pytest.raises(KeyboardInterrupt):
+            train(plan, tmp_path / "out", progress=killed_in(stage), cache=cache)
+    assert not (tmp_path / "out").exists()
+    steps.clear()
+    again = train(plan, tmp_path / "out", progress=killed_in(""), cache=cache)
+    assert [step for step in steps if step[0] in ("frames", "sequences")] == [("sequences", 2)]
+    assert [again.read(name) for name in (FEATURES, TEMPORAL)] == [trained.read(name) for name in (FEATURES, TEMPORAL)]
+    assert not list(cache.glob("*.checkpoints"))
 
 
 def test_training_reports_every_stage_to_its_end(trained: Bundle, reported: dict[str, tuple[int, int]]) -> None:
