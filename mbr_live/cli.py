@@ -181,13 +181,14 @@ def check(
 def train(
     dataset: DatasetFile,
     out: Annotated[Path, typer.Option("--out", help="Folder of the bundle.")],
+    logs: Annotated[Path | None, typer.Option("--logs", help="Folder for learning curves (TensorBoard).")] = None,
 ) -> None:
     """Train a model bundle (needs the extra `train`)."""
     try:
         from mbr_live.train import train_program
     except ModuleNotFoundError as error:
         raise MbrError(f"train: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
-    train_program(dataset, out)
+    train_program(dataset, out, logs)
 
 
 @app.command()

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
-from mbr_live import checkpoints  # noqa: E402
+from mbr_live import checkpoints, curves  # noqa: E402
+from mbr_live import train as training  # noqa: E402
 from mbr_live.batch import Job, run_job  # noqa: E402
 from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, load_bundle  # noqa: E402
 from mbr_live.comparison import LabelFolder  # noqa: E402
@@ -147,6 +148,27 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(
     assert [step for step in steps if step[0] in ("frames", "sequences")] == [("sequences", 2)]
     assert [again.read(name) for name in (FEATURES, TEMPORAL)] == [trained.read(name) for name in (FEATURES, TEMPORAL)]
     assert not list(cache.glob("*.checkpoints"))
+
+
+def test_learning_curves_are_written_and_change_no_weight(
+    trained: Bundle, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'mbr-live[train]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr(training, "_SCORED_EVERY_STEPS", 1)
+    monkeypatch.setattr(curves, "HISTOGRAMS_EVERY_STEPS", 1)
+    plan = written(tmp_path / "tiny.toml", TINY)
+    drawn = train(plan, tmp_path / "out", progress=silent, cache=cache, logs=tmp_path / "logs")
+    assert [drawn.read(name) for name in (FEATURES, TEMPORAL)] == [trained.read(name) for name in (FEATURES, TEMPORAL)]
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert {"loss/frames", "loss/sequences"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss/sequences")] == [1, 2]
+    assert any(tag.startswith("sequences/") for tag in events.Tags()["histograms"])
+    last = {score.behaviour: score.pr_auc for score in drawn.manifest.training.scores if score.pr_auc is not None}
+    for behaviour, value in last.items():
+        assert events.Scalars(f"validation PR-AUC/{behaviour}")[-1].value == pytest.approx(value, abs=1e-3)
 
 
 def test_training_reports_every_stage_to_its_end(trained: Bundle, reported: dict[str, tuple[int, int]]) -> None:
