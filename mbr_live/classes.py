@@ -40,9 +40,9 @@ def confusion_of_frames(
     if not exclusive:
         return None
     chosen = [behaviours.index(name) for name in exclusive]
-    truth = np.concatenate([_classes(each.marks[:, chosen], each.marks[:, chosen]) for each in compared])
-    labels = np.concatenate([_classes(each.labels[:, chosen], each.probabilities[:, chosen]) for each in compared])
-    return _confusion([*exclusive, NONE], truth, labels)
+    truth = [_classes(each.marks[:, chosen], each.marks[:, chosen])[each.judged] for each in compared]
+    labels = [_classes(each.labels[:, chosen], each.probabilities[:, chosen])[each.judged] for each in compared]
+    return _confusion([*exclusive, NONE], np.concatenate(truth), np.concatenate(labels))
 
 
 def _classes(shown: Marks, weights: NDArray[np.generic]) -> NDArray[np.int64]:

@@ -181,13 +181,14 @@ def check(
 def train(
     dataset: DatasetFile,
     out: Annotated[Path, typer.Option("--out", help="Folder of the bundle.")],
+    logs: Annotated[Path | None, typer.Option("--logs", help="Folder for learning curves (TensorBoard).")] = None,
 ) -> None:
     """Train a model bundle (needs the extra `train`)."""
     try:
         from mbr_live.train import train_program
     except ModuleNotFoundError as error:
         raise MbrError(f"train: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
-    train_program(dataset, out)
+    train_program(dataset, out, logs)
 
 
 @app.command()
@@ -206,6 +207,22 @@ def evaluate(
     except ModuleNotFoundError as error:
         raise MbrError(f"evaluate: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
     evaluate_program(labels, name or [], truth, out, split=split)
+
+
+@app.command()
+def crossvalidate(
+    dataset: DatasetFile,
+    out: Out,
+    folds: Annotated[
+        int | None, typer.Option(min=3, help="Number of folds; else one group of each condition is left out at a time.")
+    ] = None,
+) -> None:
+    """Train without some groups, label them, and score all that was left out (needs the extra `train`)."""
+    try:
+        from mbr_live.crossvalidate import crossvalidate_program
+    except ModuleNotFoundError as error:
+        raise MbrError(f"crossvalidate: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
+    crossvalidate_program(dataset, out, folds)
 
 
 @app.command()

@@ -50,7 +50,13 @@ class Compared:
     probabilities: NDArray[np.float64]  # [N, K]; NaN where unknown
     labels: Marks  # [N, K]
     marks: Marks  # [N, K] the truth
+    judged: NDArray[np.bool_]  # [N] the marks are somebody's judgement of this tick, not held from an earlier one
     window_px: int  # side of the square around the animal that the model saw
+
+    @property
+    def of_stills(self) -> bool:
+        """Whether people judged stills; else they judged every tick."""
+        return self.truth.annotations.judged is not None
 
 
 def label_logs(folder: LabelFolder, truths: Sequence[Truth]) -> dict[str, Path]:
@@ -94,6 +100,7 @@ def compare(log: Path, truth: Truth) -> Compared:
         probabilities=np.array([row.probabilities or unknown for row in rows])[:, order],
         labels=np.array([row.labels for row in rows], np.int8)[:, order],
         marks=truth.annotations.at(_held(source_frames)),
+        judged=truth.annotations.judged_at(source_frames),
         window_px=_window_px(log),
     )
 

@@ -30,6 +30,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator
 from mbr_live import locate, sampler, simulate, sources, splits
 from mbr_live.annotation_formats import read_annotations
 from mbr_live.annotations import Annotations, Finding, Marks, ProblemKind, Severity
+from mbr_live.blindness import BlindState, is_blind
 from mbr_live.recordings import (
     NO_RANDOM,
     Clip,
@@ -48,6 +49,7 @@ from mbr_live.recordings import (
     video_spec,
     with_splits,
 )
+from mbr_live.splits import Fold, Split
 from mbr_live.types import CROP_PX, UNKNOWN, Image, MbrError
 
 log = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ Progress = Callable[[str, int, int], None]
 
 # The modules that a rendered video and its crops depend on; a change of one of them makes these anew.
 RENDERED_BY = ("simulate*.py",)
-CROPPED_BY = ("background.py", "locate.py", "sampler.py", "sources.py")
+CROPPED_BY = ("background.py", "blindness.py", "locate.py", "sampler.py", "sources.py")
 
 _NOISE_MARGIN_PX = 64
 _MAPPED_FROM_BYTES = 8 << 20
@@ -173,6 +175,18 @@ class Dataset(Section):
         """Every recording that the file names, in its order, with its split."""
         return self._specs
 
+    def with_fold(self, fold: Fold) -> Dataset:
+        """The same recordings with the splits of a fold; those that it does not name are trained on."""
+        parts: tuple[tuple[Split, tuple[str, ...]], ...] = (
+            ("train", tuple(spec.name for spec in self._specs)),
+            ("validation", fold.validation),
+            ("test", fold.test),
+        )
+        split_of = {name: split for split, names in parts for name in names}
+        folded = self.model_copy()
+        folded._specs = with_splits(self._specs, split_of)
+        return folded
+
     def findings(self) -> tuple[Finding, ...]:
         """What a person should know about the file itself."""
         return tuple(chain.from_iterable(clip_findings(entry, self._folder) for entry in self.clips))
@@ -195,6 +209,7 @@ class Recording:
     ticks: NDArray[np.int64]  # [N] of the 10 fps grid
     crops: NDArray[np.uint8]  # [N, H, W, 3], mapped from a file where they are many
     truth: Marks  # [N, K]
+    judged: NDArray[np.bool_]  # [N] the mark is somebody's judgement of this frame, not held from an earlier one
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,7 +419,8 @@ def prepare(dataset: Dataset, cache: Path, progress: Progress) -> list[Recording
                 workers.shutdown(cancel_futures=True)
                 raise
     recordings = [
-        _load(spec, known.get(spec.name) or annotations_of(spec, dataset, cache), files[spec.name]) for spec in specs
+        _load(spec, known.get(spec.name) or annotations_of(spec, dataset, cache), files[spec.name], cache)
+        for spec in specs
     ]
     for recording in recordings:
         if not np.any(recording.truth != UNKNOWN):
@@ -483,8 +499,8 @@ def _crop_files(spec: RecordingSpec, window_px: int | None, cache: Path) -> tupl
     else:
         pictures = " ".join(_content_hash(video, cache) for video in video_files(spec))
     window = f" window {window_px}" if window_px else ""
-    key = _key(pictures + window, (*RENDERED_BY, *CROPPED_BY))
-    name = _file_name(spec.name)
+    key = key_of(pictures + window, (*RENDERED_BY, *CROPPED_BY))
+    name = file_name(spec.name)
     return cache / f"{name}.{key}.crops.npy", cache / f"{name}.{key}.rows.npy"
 
 
@@ -492,7 +508,7 @@ def _content_hash(path: Path, cache: Path) -> str:
     """SHA-256 of a file; kept in the cache as long as the file's size and time stay, since videos are large."""
     stat = path.stat()
     known_by = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    kept = cache / f"{_file_name(path.stem)}.{known_by}.sha256"
+    kept = cache / f"{file_name(path.stem)}.{known_by}.sha256"
     if not kept.is_file():
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -504,10 +520,13 @@ def _content_hash(path: Path, cache: Path) -> str:
 
 def _write_crops(source: sources.Source, window_px: int | None, crops: Path) -> NDArray[np.int64]:
     """Write the crops of all 10 fps frames with an animal; their ticks and source frames, int64 [N, 2]."""
-    state = locate.initial_state()
+    state, seen = locate.initial_state(), BlindState()
     found: list[tuple[int, int]] = []
     with _crop_file(crops) as write:
         for frame in sources.sampled(source, source.name):
+            blind, seen = is_blind(frame.pixels, seen)
+            if blind:
+                continue
             sighting, state = locate.locate(frame.pixels, state)
             side = window_px or locate.window_px(state)
             if sighting.found and side is not None:
@@ -543,22 +562,27 @@ def _crop_file(path: Path) -> Iterator[Callable[[Image], None]]:
         partial.unlink(missing_ok=True)
 
 
-def _load(spec: RecordingSpec, annotations: Annotations, files: tuple[Path, Path]) -> Recording:
+def _load(spec: RecordingSpec, annotations: Annotations, files: tuple[Path, Path], cache: Path) -> Recording:
     crops, rows = files
     ticks, source_frames = np.load(rows, allow_pickle=False).T
     # A mapped file stays open: thousands of clips would be more than a process may have.
     pictures = np.load(crops, mmap_mode="r" if crops.stat().st_size > _MAPPED_FROM_BYTES else None)
     subject = spec.group if isinstance(spec.source, Clip) else spec.name
-    return Recording(spec.name, subject, spec.split or "train", ticks, pictures, annotations.at(source_frames))
+    judged = np.ones(len(ticks), np.bool_)
+    if annotations.judged is not None:
+        sampled = sampled_frames(spec, cache)  # a still is shown by one of these, whether the animal was found or not
+        judged = np.isin(source_frames, sampled[annotations.judged_at(sampled)])
+    truth = annotations.at(source_frames)
+    return Recording(spec.name, subject, spec.split or "train", ticks, pictures, truth, judged)
 
 
 def _rendered(recording: SimulatedRecording, cache: Path) -> tuple[Path, Path]:
     """Video and truth of a simulated recording in the cache."""
-    key = _key(recording.model_dump_json(exclude={"split"}), RENDERED_BY)
+    key = key_of(recording.model_dump_json(exclude={"split"}), RENDERED_BY)
     return cache / f"{recording.name}.{key}.mp4", cache / f"{recording.name}.{key}.csv"
 
 
-def _key(identity: str, modules: Sequence[str]) -> str:
+def key_of(identity: str, modules: Sequence[str]) -> str:
     """Hash of what a file is made from, of the code that makes it and of the libraries below."""
     digest = hashlib.sha256(identity.encode())
     digest.update(f"{av.__version__} {cv2.__version__} {np.__version__}".encode())
@@ -567,7 +591,8 @@ def _key(identity: str, modules: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _file_name(name: str) -> str:
+def file_name(name: str) -> str:
+    """The name of a recording, as files can be called."""
     return re.sub(r"[^\w.-]", "_", name)
 
 

@@ -2,7 +2,8 @@
 
 What is scored, everywhere the same: a tick counts where the truth is marked and the label is known. How many of the
 marked ticks have a label at all is the coverage, which stands beside every figure. A tick that no frame served takes
-the mark of the frame before it. Axes: N ticks, K behaviours.
+the mark of the frame before it. Where people judged stills, the ticks that show one are scored; all ticks, each still
+held until the next, are scored beside them, and bouts are of these. Axes: N ticks, K behaviours.
 """
 
 from __future__ import annotations
@@ -46,22 +47,55 @@ _TICK_MS = 1000 / RATE_FPS
 
 
 @dataclass(frozen=True, slots=True)
-class _Track:
-    """One behaviour of one recording."""
+class _Ticks:
+    """The S ticks of one behaviour of one recording that are scored."""
 
-    truth: Truth
-    probabilities: NDArray[np.float64]  # [S] of the ticks that are scored
+    probabilities: NDArray[np.float64]  # [S]
     labels: NDArray[np.bool_]  # [S]
     shown: NDArray[np.bool_]  # [S]
-    marked: int  # ticks with truth
-    true_bouts: Bouts
-    found_bouts: Bouts
-    pairs: dict[float, NDArray[np.int64]]
-    disagreements: Disagreements
+    marked: int  # ticks with truth, whether their label is known or not
+
+    @classmethod
+    def of(cls, compared: Compared, k: int, chosen: NDArray[np.bool_]) -> _Ticks:
+        labels, marked = compared.labels[:, k], chosen & (compared.marks[:, k] != UNKNOWN)
+        scored = marked & (labels != UNKNOWN)
+        return cls(
+            compared.probabilities[scored, k],
+            labels[scored] == 1,
+            compared.marks[scored, k] == 1,
+            int(np.count_nonzero(marked)),
+        )
+
+    @classmethod
+    def together(cls, parts: Sequence[_Ticks]) -> _Ticks:
+        return cls(
+            np.concatenate([part.probabilities for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.shown for part in parts]),
+            sum(part.marked for part in parts),
+        )
 
     @property
     def counts(self) -> Counts:
         return Counts.of(self.labels, self.shown)
+
+    @property
+    def scores(self) -> BinaryScores:
+        pr_auc = scoring.average_precision(self.probabilities, self.shown)
+        return BinaryScores.of(self.counts, self.marked, pr_auc)
+
+
+@dataclass(frozen=True, slots=True)
+class _Track:
+    """One behaviour of one recording."""
+
+    truth: Truth
+    judged: _Ticks
+    held: _Ticks | None  # all ticks, where not all were judged
+    true_bouts: Bouts
+    found_bouts: Bouts
+    pairs: dict[float, NDArray[np.int64]]
+    disagreements: Disagreements
 
 
 def evaluate(
@@ -114,6 +148,7 @@ def _score_model(
         return SetScores(
             recordings=len(chosen),
             ticks=sum(len(compared[row].ticks) for row in chosen),
+            stills=_stills([compared[row] for row in chosen]),
             behaviours={
                 behaviour: _score_together(behaviour, [tracks[row][k] for row in chosen], within)
                 for k, behaviour in enumerate(behaviours)
@@ -147,16 +182,12 @@ def _members(kind: str, compared: Sequence[Compared]) -> dict[str, list[int]]:
 
 
 def _track(compared: Compared, k: int) -> _Track:
-    labels, marks = compared.labels[:, k], compared.marks[:, k]
-    scored = (labels != UNKNOWN) & (marks != UNKNOWN)
-    claimed, expected = bouts.comparable(labels, marks)
+    claimed, expected = bouts.comparable(compared.labels[:, k], compared.marks[:, k])
     true_bouts, found_bouts = bouts.bouts_of(expected), bouts.bouts_of(claimed)
     return _Track(
         truth=compared.truth,
-        probabilities=compared.probabilities[scored, k],
-        labels=labels[scored] == 1,
-        shown=marks[scored] == 1,
-        marked=int(np.count_nonzero(marks != UNKNOWN)),
+        judged=_Ticks.of(compared, k, compared.judged),
+        held=_Ticks.of(compared, k, np.ones_like(compared.judged)) if compared.of_stills else None,
         true_bouts=true_bouts,
         found_bouts=found_bouts,
         pairs={iou: bouts.matched(true_bouts, found_bouts, iou) for iou in IOUS},
@@ -172,12 +203,12 @@ def _score_recording(compared: Compared, tracks: dict[str, _Track]) -> Recording
         condition=truth.condition,
         camera=truth.camera,
         ticks=len(compared.ticks),
+        stills=_stills([compared]),
         status=dict(compared.status),
         behaviours={
             name: RecordingBehaviour(
-                frames=BinaryScores.of(
-                    track.counts, track.marked, scoring.average_precision(track.probabilities, track.shown)
-                ),
+                frames=track.judged.scores,
+                held=_held([track]),
                 bouts=_score_bouts([track]),
                 disagreements=track.disagreements,
                 truth=bouts.statistics(track.true_bouts),
@@ -186,6 +217,19 @@ def _score_recording(compared: Compared, tracks: dict[str, _Track]) -> Recording
             for name, track in tracks.items()
         },
     )
+
+
+def _stills(compared: Sequence[Compared]) -> int | None:
+    """Ticks that show a judged still; None where no recording has stills."""
+    counts = [int(np.count_nonzero(each.judged)) for each in compared if each.of_stills]
+    return sum(counts) if counts else None
+
+
+def _held(tracks: Sequence[_Track]) -> BinaryScores | None:
+    """Of all ticks; None where these were all judged."""
+    if all(track.held is None for track in tracks):
+        return None
+    return _Ticks.together([track.held or track.judged for track in tracks]).scores
 
 
 def _score_bouts(tracks: Sequence[_Track]) -> dict[str, BoutScores]:
@@ -222,17 +266,15 @@ def _boundary_error(late_frames: NDArray[np.int64]) -> BoundaryError | None:
 
 
 def _score_together(name: str, tracks: Sequence[_Track], recordings: Sequence[RecordingScores]) -> SetBehaviour:
-    probabilities = np.concatenate([track.probabilities for track in tracks])
-    shown = np.concatenate([track.shown for track in tracks])
+    judged = _Ticks.together([track.judged for track in tracks])
     by_group: dict[str, Counts] = defaultdict(Counts)
     for track in tracks:
-        by_group[track.truth.group] += track.counts
+        by_group[track.truth.group] += track.judged.counts
     whole = [track for track in tracks if not track.truth.clip]
-    calibration = scoring.calibration(probabilities, shown)
-    counts = sum((track.counts for track in tracks), Counts())
-    pr_auc = scoring.average_precision(probabilities, shown)
+    calibration = scoring.calibration(judged.probabilities, judged.shown)
     return SetBehaviour(
-        frames=BinaryScores.of(counts, sum(track.marked for track in tracks), pr_auc),
+        frames=judged.scores,
+        held=_held(tracks),
         f1_interval=scoring.f1_interval(list(by_group.values())),
         bouts=_score_bouts(whole) if whole else None,
         disagreements=sum((track.disagreements for track in whole), Disagreements()) if whole else None,
@@ -240,7 +282,7 @@ def _score_together(name: str, tracks: Sequence[_Track], recordings: Sequence[Re
         agreement={figure: _agreement(name, figure, recordings) for figure in AGREEMENT_OF} if whole else {},
         calibration=calibration,
         calibration_error=scoring.calibration_error(calibration),
-        pr_curve=scoring.pr_curve(probabilities, shown),
+        pr_curve=scoring.pr_curve(judged.probabilities, judged.shown),
     )
 
 

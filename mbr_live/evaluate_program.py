@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +12,7 @@ from mbr_live import dataset as datasets
 from mbr_live.comparison import LabelFolder, Truth
 from mbr_live.evaluate import evaluate
 from mbr_live.metrics import Evaluation
-from mbr_live.recordings import Clip, by_log_name
+from mbr_live.recordings import Clip, RecordingSpec, by_log_name
 from mbr_live.report import render
 from mbr_live.sinks import write_atomically
 from mbr_live.types import MbrError
@@ -28,23 +28,37 @@ def evaluate_program(
     split = split or default_split(dataset)
     with console.status("reading the truth") as status:
         scored = truths(dataset, split)
-        behaviours = [behaviour.name for behaviour in dataset.behaviours]
-        evaluation, compared = evaluate(
-            dataset.name,
-            split,
-            behaviours,
-            scored,
-            folders,
-            dataset.caveats,
-            lambda name: status.update(f"scoring {name}"),
-        )
-        status.update("drawing the report")
-        page = render(evaluation, compared)
+        evaluation = write_report(dataset, split, scored, folders, out, progress=status.update)
+    Console().print(_table(evaluation))
+    print(f"{out / 'report.html'} and {out / 'metrics.json'}")
+
+
+def write_report(
+    dataset: datasets.Dataset,
+    split: str,
+    scored: Sequence[Truth],
+    folders: Sequence[LabelFolder],
+    out: Path,
+    *,
+    caveats: Sequence[str] = (),
+    progress: Callable[[str], None] = lambda _: None,
+) -> Evaluation:
+    """Score the folders; `report.html` and `metrics.json` into `out`, with the dataset's caveats and further ones."""
+    evaluation, compared = evaluate(
+        dataset.name,
+        split,
+        [behaviour.name for behaviour in dataset.behaviours],
+        scored,
+        folders,
+        [*dataset.caveats, *caveats],
+        lambda name: progress(f"scoring {name}"),
+    )
+    progress("drawing the report")
+    page = render(evaluation, compared)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "metrics.json", evaluation.model_dump_json(indent=1) + "\n")
     write_atomically(out / "report.html", page)
-    Console().print(_table(evaluation))
-    print(f"{out / 'report.html'} and {out / 'metrics.json'}")
+    return evaluation
 
 
 def _folders(labels: Sequence[Path], names: Sequence[str]) -> list[LabelFolder]:
@@ -61,8 +75,8 @@ def _folders(labels: Sequence[Path], names: Sequence[str]) -> list[LabelFolder]:
     return [LabelFolder(name, folder) for name, folder in zip(chosen, labels, strict=True)]
 
 
-def truths(dataset: datasets.Dataset, split: str) -> list[Truth]:
-    """The marked recordings of a split."""
+def truths(dataset: datasets.Dataset, split: str, cache: Path | None = None) -> list[Truth]:
+    """The marked recordings of a split; simulated ones are rendered into `cache` if they are not there."""
     specs = [spec for spec in dataset.all_recordings() if spec.split == split]
     if not specs:
         splits = ", ".join(sorted({str(spec.split) for spec in dataset.all_recordings()}))
@@ -71,19 +85,21 @@ def truths(dataset: datasets.Dataset, split: str) -> list[Truth]:
             "Name one of these with --split."
         )
     by_log_name(specs)  # refuses two recordings of one log
-    return [
-        Truth(
-            recording=spec.name,
-            log_name=spec.log_name,
-            group=spec.group,
-            condition=spec.condition,
-            camera=spec.camera,
-            clip=isinstance(spec.source, Clip),
-            annotations=datasets.annotations_of(spec, dataset),
-            videos=datasets.video_files(spec),
-        )
-        for spec in specs
-    ]
+    return [truth_of(spec, dataset, cache) for spec in specs]
+
+
+def truth_of(spec: RecordingSpec, dataset: datasets.Dataset, cache: Path | None = None) -> Truth:
+    """What people have marked in one recording."""
+    return Truth(
+        recording=spec.name,
+        log_name=spec.log_name,
+        group=spec.group,
+        condition=spec.condition,
+        camera=spec.camera,
+        clip=isinstance(spec.source, Clip),
+        annotations=datasets.annotations_of(spec, dataset, cache),
+        videos=datasets.video_files(spec, cache),
+    )
 
 
 def default_split(dataset: datasets.Dataset) -> str:
@@ -92,14 +108,18 @@ def default_split(dataset: datasets.Dataset) -> str:
 
 
 def _table(evaluation: Evaluation) -> Table:
-    table = Table("model", "behaviour", "coverage", "F1", "PR-AUC", "worst F1", "bout F1")
+    stills = any(model.pooled.stills is not None for model in evaluation.models)
+    names = ("model", "behaviour", "coverage", "F1", "PR-AUC", *(("F1 held", "PR-AUC held") if stills else ()))
+    table = Table(*names, "worst F1", "bout F1", title="Judged stills; held: all ticks" if stills else None)
     for model in evaluation.models:
         for name, scores in model.pooled.behaviours.items():
             worst = scores.spread.get("f1")
+            held = (scores.held.f1, scores.held.pr_auc) if scores.held else ()
             cells = (
                 scores.frames.coverage,
                 scores.frames.f1,
                 scores.frames.pr_auc,
+                *held,
                 worst.worst if worst else None,
                 scores.bouts["0.5"].f1 if scores.bouts else None,
             )

@@ -72,7 +72,8 @@ class BoutScores(_Tree):
 class RecordingBehaviour(_Tree):
     """One behaviour in one recording."""
 
-    frames: BinaryScores
+    frames: BinaryScores  # of the judged stills where the truth has stills, else of all ticks
+    held: BinaryScores | None  # of all ticks, each still held until the next; None: the truth has no stills
     bouts: dict[str, BoutScores]  # by overlap: "0.25", "0.5", "0.75"
     disagreements: Disagreements
     truth: BoutStatistics
@@ -87,6 +88,7 @@ class RecordingScores(_Tree):
     condition: str
     camera: str
     ticks: int
+    stills: int | None  # ticks that show a judged still; None: every marked tick was judged
     status: dict[str, int]  # rows of the label log by status
     behaviours: dict[str, RecordingBehaviour]
 
@@ -114,7 +116,8 @@ class Agreement(_Tree):
 class SetBehaviour(_Tree):
     """One behaviour in a set of recordings, all frames and bouts together."""
 
-    frames: BinaryScores
+    frames: BinaryScores  # of the judged stills of recordings that have stills, of all ticks of the others
+    held: BinaryScores | None  # of all ticks; None: no recording has stills
     f1_interval: tuple[float, float] | None  # 95 %, over groups
     bouts: dict[str, BoutScores] | None  # None: the set has clips only
     disagreements: Disagreements | None
@@ -141,6 +144,7 @@ class SetScores(_Tree):
 
     recordings: int
     ticks: int
+    stills: int | None  # ticks that show a judged still; None: no recording has stills
     behaviours: dict[str, SetBehaviour]
     multiclass: MultiClass | None
 

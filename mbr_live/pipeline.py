@@ -19,16 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbr_live import locate
+from mbr_live.blindness import BlindState, is_blind
 from mbr_live.bundle import Manifest
 from mbr_live.decide import Rule, RuleState, decide, fresh_rule_states
 from mbr_live.engine import Engine
 from mbr_live.types import NOT_FOUND, TICK_NS, UNKNOWN, Decision, Frame, Image, Sighting, Status
-
-FROZEN_FRAMES = 50  # no camera delivers the same noise for five seconds
-_DARK_LEVEL = 20  # of 255; the noise of a covered lens stays below
-_LIT_SHARE = 0.001  # a picture with fewer pixels above that level shows nothing
-_NO_ROWS = np.zeros((0, 0, 3), np.uint8)
-_LOOK_EVERY_ROWS = 32  # health looks at every 32nd row: 0.02 ms instead of 1 ms at 640 x 480
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +37,7 @@ class LaneState:
     rules: tuple[RuleState, ...]  # [K]
     steps: int  # steps of the temporal network since the reset; counts up to the warm-up only
     unknown_frames: int  # length of the unknown stretch that ends at this moment
-    rows: Image  # of the last picture, those that health looks at
-    same_pictures: int  # how often these came in a row
+    blind: BlindState
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +69,7 @@ class Pipeline:
         """The state of a lane before its first frame, or after a restart that follows tick `last_index`."""
         temporal = np.zeros(self.manifest.state_size, np.float32)
         fresh = fresh_rule_states(self._rules)
-        return LaneState(last_index, locate.initial_state(), temporal, None, fresh, 0, 0, _NO_ROWS, 0)
+        return LaneState(last_index, locate.initial_state(), temporal, None, fresh, 0, 0, BlindState())
 
     def window_px(self, camera: str, state: LaneState) -> int | None:
         """Side of the crop window: the camera's own if it was given, else as found; None while not found yet."""
@@ -123,11 +117,11 @@ class Pipeline:
 
     def _look(self, frame: Frame, state: LaneState) -> tuple[Sighting, Status, Image | None, LaneState]:
         """Is there a picture, and an animal in it? The crop is None where there are no features to be had."""
-        blind, rows, same = _is_blind(frame.pixels, state)
+        blind, looked = is_blind(frame.pixels, state.blind)
         if blind:
-            return NOT_FOUND, Status.BLIND, None, replace(state, rows=rows, same_pictures=same)
+            return NOT_FOUND, Status.BLIND, None, replace(state, blind=looked)
         sighting, located = locate.locate(frame.pixels, state.locate)
-        state = replace(state, locate=located, rows=rows, same_pictures=same)
+        state = replace(state, locate=located, blind=looked)
         if not sighting.found:
             return sighting, Status.LOST, None, state
         window_px = self.window_px(frame.camera, state)
@@ -188,10 +182,7 @@ class Pipeline:
             return replace(state, unknown_frames=unknown)
         if unknown > self.manifest.max_gap_frames:
             fresh = self.start(state.last_index)
-            return replace(
-                fresh, locate=state.locate, unknown_frames=unknown,
-                rows=state.rows, same_pictures=state.same_pictures,
-            )  # fmt: skip
+            return replace(fresh, locate=state.locate, unknown_frames=unknown, blind=state.blind)
         _, temporal = self._engine.step(state.features[None], state.temporal[None])
         return replace(state, temporal=temporal[0], unknown_frames=unknown)
 
@@ -204,14 +195,3 @@ def _lanes(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
 def _probabilities(logits: NDArray[np.float32]) -> tuple[float, ...]:
     """Sigmoid, rounded as the log writes it: what is decided on is what is written."""
     return tuple(round(1.0 / (1.0 + math.exp(-min(max(float(x), -60.0), 60.0))), 6) for x in logits)
-
-
-def _is_blind(pixels: Image, state: LaneState) -> tuple[bool, Image, int]:
-    """Dark: hardly a pixel rises above the noise. Frozen: the very same picture, noise and all, again and again.
-
-    Returns whether it is either, the rows that were looked at and how often they came in a row.
-    """
-    rows = np.ascontiguousarray(pixels[::_LOOK_EVERY_ROWS])
-    same = min(state.same_pictures, FROZEN_FRAMES) + 1 if np.array_equal(rows, state.rows) else 1
-    dark = bool(np.count_nonzero(rows > _DARK_LEVEL) < _LIT_SHARE * rows.size)
-    return dark or same > FROZEN_FRAMES, rows, same

@@ -140,6 +140,7 @@ class RecordingSpec:
     condition: str
     split: Split | None  # None: not settled yet
     source: SimulatedRecording | LabelledVideo | Clip
+    grouped: bool = True  # False: nobody knows whose it is, so it is trained on and never tested
 
 
 def simulated_spec(entry: SimulatedRecording) -> RecordingSpec:
@@ -210,8 +211,9 @@ def clip_specs(entry: ClipFolder, folder: Path) -> Iterator[RecordingSpec]:
             if match is None and entry.unmatched == "skip":
                 continue
             group, split = (match[1], entry.split) if match else (f"{Path(entry.folder).name}-unmatched", "train")
+            clip = Clip(path, shown[name])
             yield RecordingSpec(
-                f"{name}-{path.stem}", path.stem, group, entry.camera, entry.condition, split, Clip(path, shown[name])
+                f"{name}-{path.stem}", path.stem, group, entry.camera, entry.condition, split, clip, match is not None
             )
 
 

@@ -6,7 +6,7 @@ for knowing the animal, so nothing here can put them there. All functions are pu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -87,11 +87,18 @@ def assign(
     return {recording.name: settled.get(recording.group, "train") for recording in recordings}
 
 
-def folds(recordings: Sequence[Grouped], *, count: int | None = None, seed: int = 1) -> tuple[Fold, ...]:
+def folds(
+    recordings: Sequence[Grouped],
+    *,
+    count: int | None = None,
+    seed: int = 1,
+    shown: Mapping[str, Collection[str]] | None = None,
+) -> tuple[Fold, ...]:
     """Leave-groups-out folds: every recording is tested exactly once, no group is in two parts of a fold.
 
     Without `count`, one group of each condition is left out at a time (as many folds as the largest condition has
-    groups); with as many as there are groups, one group at a time. The groups tested in the next fold validate.
+    groups); with as many as there are groups, one group at a time. The groups tested in the next fold validate; given
+    the behaviours `shown` in each recording, so do further ones while they show what validation lacks.
     """
     strata = _strata(recordings)
     groups = sum(map(len, strata.values()))
@@ -108,12 +115,29 @@ def folds(recordings: Sequence[Grouped], *, count: int | None = None, seed: int 
     tested = [tuple(each.name for each in recordings if fold_of[each.group] == fold) for fold in range(number)]
     made = []
     for fold in range(number):
-        validation = tested[(fold + 1) % number] if number > 2 else ()
+        others = [tested[(fold + step) % number] for step in range(1, number)]
+        validation = _validating(others, shown or {}) if number > 2 else ()
         held_out = {*tested[fold], *validation}
         made.append(
             Fold(tuple(each.name for each in recordings if each.name not in held_out), validation, tested[fold])
         )
     return tuple(made)
+
+
+def _validating(parts: Sequence[tuple[str, ...]], shown: Mapping[str, Collection[str]]) -> tuple[str, ...]:
+    """Of the parts that are not tested, those to choose thresholds on: the first, and each that shows a behaviour
+    that these lack, as long as training keeps every behaviour of it.
+    """
+
+    def behaviours(chosen: Sequence[tuple[str, ...]]) -> set[str]:
+        return {behaviour for part in chosen for name in part for behaviour in shown.get(name, ())}
+
+    validating, training = [parts[0]], list(parts[1:])
+    for part in parts[1:]:
+        rest = [each for each in training if each is not part]
+        if behaviours([part]) - behaviours(validating) and behaviours([part]) <= behaviours(rest):
+            validating, training = [*validating, part], rest
+    return tuple(name for part in validating for name in part)
 
 
 def _strata(recordings: Sequence[Grouped]) -> dict[tuple[str, ...], list[str]]:

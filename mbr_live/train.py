@@ -11,9 +11,10 @@ the frames of a clip are nearly the same picture.
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,6 +44,8 @@ from mbr_live.bundle import (
     check_replaceable,
     write_bundle,
 )
+from mbr_live.checkpoints import Checkpoints, Stateful
+from mbr_live.curves import Curves
 from mbr_live.dataset import BehaviourSpec, Dataset, Recording, TrainingSettings
 from mbr_live.models import Trunk, TrunkConfig, export_onnx
 from mbr_live.scoring import average_precision, f1
@@ -52,6 +55,8 @@ from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, MbrError
 THREADS = 2  # a fixed number, since sums in another order give other weights
 _UNSCORED_FRAMES = 3  # of a sequence: too early to have seen a movement
 _FEATURE_BATCH = 64
+_CROPS_OF_A_KEY = 16
+_SCORED_EVERY_STEPS = 10
 _GRADIENT_NORM = 1.0
 _WEIGHT_DECAY = 0.01
 _ENTER_THRESHOLDS = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))
@@ -91,11 +96,11 @@ class _Validated:
     """What the networks say of the M frames of one stretch that the pipeline would label."""
 
     recording: str  # or the group of a clip
-    probabilities: NDArray[np.float32]  # [M, K]
-    truth: Marks  # [M, K]
+    probabilities: NDArray[np.float64]  # [M, K]
+    truth: Marks  # [M, K]; UNKNOWN where nobody judged
 
 
-def train_program(dataset_file: Path, out: Path) -> None:
+def train_program(dataset_file: Path, out: Path, logs: Path | None = None) -> None:
     """Train as `dataset_file` says and write the bundle to `out`; shows progress and the scores."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
@@ -107,42 +112,82 @@ def train_program(dataset_file: Path, out: Path) -> None:
                 tasks[stage] = bars.add_task(stage, total=total)
             bars.update(tasks[stage], completed=done)
 
-        bundle = train(dataset_file, out, progress=show)
+        bundle = train(dataset_file, out, progress=show, logs=logs)
     console.print(_score_table(bundle.manifest.training.scores))
     console.print(f"Bundle written to {bundle.path}")
 
 
-def train(dataset_file: Path, out: Path, *, progress: dataset.Progress, cache: Path | None = None) -> Bundle:
-    """Train as `dataset_file` says and write the bundle to `out`.
+def train(
+    dataset_file: Path,
+    out: Path,
+    *,
+    progress: dataset.Progress,
+    cache: Path | None = None,
+    logs: Path | None = None,
+) -> Bundle:
+    """Train as `dataset_file` says and write the bundle to `out`, learning curves to `logs`.
 
     Recordings are cached in `cache`, by default the user's cache folder. Raises MbrError for a dataset file that is
     not valid, or where `out` holds something that is not a bundle.
     """
-    plan = dataset.read_dataset(dataset_file)
+    return train_on(dataset.read_dataset(dataset_file), out, progress=progress, cache=cache, logs=logs)
+
+
+def train_on(
+    plan: Dataset, out: Path, *, progress: dataset.Progress, cache: Path | None = None, logs: Path | None = None
+) -> Bundle:
+    """As `train`, with a dataset that was read before."""
     check_replaceable(out)
-    recordings = dataset.prepare(plan, cache or dataset.cache_folder(), progress)
+    curves = Curves(logs)
+    cache = cache or dataset.cache_folder()
+    recordings = dataset.prepare(plan, cache, progress)
+    checkpoints = Checkpoints(cache / f"{plan.name}.{_key(plan, recordings)}.checkpoints")
     lessons = [_lesson(recording, round(plan.max_gap_s * RATE_FPS)) for recording in recordings]
     lessons_to_learn = [lesson for lesson in lessons if lesson.recording.split == "train"]
+    lessons_to_validate = [lesson for lesson in lessons if lesson.recording.split == "validation"]
     with _deterministic(plan.training.seed):
         trunk = Trunk(TrunkConfig())
         tcn = Tcn(TcnConfig(), feature_dim=trunk.feature_dim, behaviours=len(plan.behaviours))
-        _train_on_frames(trunk, lessons_to_learn, plan.training, progress)
+        _train_on_frames(trunk, lessons_to_learn, plan.training, checkpoints, curves, progress)
         features = _features(trunk, recordings, progress)
-        _train_on_sequences(tcn, lessons_to_learn, features, plan.training, progress)
-        validated = [
-            stretch
-            for lesson in lessons
-            if lesson.recording.split == "validation"
-            for stretch in _validate(tcn, lesson, features[lesson.recording.name], plan.warmup_frames)
-        ]
+
+        def validate() -> list[_Validated]:
+            return [
+                stretch
+                for lesson in lessons_to_validate
+                for stretch in _validate(tcn, lesson, features[lesson.recording.name], plan.warmup_frames)
+            ]
+
+        def follow(step: int, loss: Tensor) -> None:
+            curves.learnt("sequences", step, loss, tcn)
+            if curves.drawn and step % _SCORED_EVERY_STEPS == 0:
+                curves.scored(step, {spec.name: _pr_auc(k, validate()) for k, spec in enumerate(plan.behaviours)})
+                tcn.train()
+
+        _train_on_sequences(tcn, lessons_to_learn, features, plan.training, checkpoints, follow, progress)
+        validated = validate()
+    curves.close()
     if not any(np.any(stretch.truth != UNKNOWN) for stretch in validated):
         raise MbrError(
-            f"Dataset {dataset_file}: no frame of the validation recordings is labelled after the warm-up of "
+            f"Dataset {plan.name}: no frame of the validation recordings is labelled after the warm-up of "
             f"{plan.warmup_frames} frames. Validate on longer recordings, or set warmup_frames lower."
         )
     behaviours = tuple(_choose_thresholds(spec, k, validated) for k, spec in enumerate(plan.behaviours))
     card = _card(plan, recordings, tuple(_scores(behaviours, validated)))
-    return _write(out, plan, behaviours, card, trunk, tcn)
+    bundle = _write(out, plan, behaviours, card, trunk, tcn)
+    checkpoints.clear()
+    return bundle
+
+
+def _key(plan: Dataset, recordings: Sequence[Recording]) -> str:
+    """Of all that the weights depend on; of the crops, whose making is cached by content, a few tell."""
+    digest = hashlib.sha256(f"{plan.model_dump_json()} {torch.__version__}".encode())
+    for recording in recordings:
+        digest.update(f"{recording.name} {recording.split} {len(recording.ticks)}".encode())
+        crops = np.ascontiguousarray(recording.crops[:: max(1, len(recording.ticks) // _CROPS_OF_A_KEY)])
+        for array in (recording.ticks, recording.truth, crops):
+            digest.update(array.tobytes())
+    return dataset.key_of(digest.hexdigest(), ("*.py",))
 
 
 @contextmanager
@@ -190,17 +235,24 @@ def _draw(lessons: Sequence[_Lesson], count: int, frames: int, rng: np.random.Ge
 
 
 def _train_on_frames(
-    trunk: Trunk, lessons: Sequence[_Lesson], settings: TrainingSettings, progress: dataset.Progress
+    trunk: Trunk,
+    lessons: Sequence[_Lesson],
+    settings: TrainingSettings,
+    checkpoints: Checkpoints,
+    curves: Curves,
+    progress: dataset.Progress,
 ) -> None:
     """The trunk, through a linear map to the behaviours that is thrown away afterwards."""
     rng = np.random.default_rng((settings.seed, 1))
     behaviours = nn.Linear(trunk.feature_dim, lessons[0].recording.truth.shape[1])
     optimiser = _Optimiser([trunk, behaviours], settings.frame_learning_rate, settings.frame_steps)
-    for step in range(settings.frame_steps):
+    for step in checkpoints.steps("frames", settings.frame_steps, optimiser.parts, rng):
         drawn = _draw(lessons, settings.frames_per_step, 1, rng)
         crops = np.concatenate([each.lesson.recording.crops[each.rows] for each in drawn])
         features = trunk(torch.from_numpy(dataset.augment(crops, settings.augmentation, rng)))
-        optimiser.step(_loss(behaviours(features)[:, None], drawn, unscored=0))
+        loss = _loss(behaviours(features)[:, None], drawn, unscored=0)
+        optimiser.step(loss)
+        curves.learnt("frames", step + 1, loss, trunk)
         progress("frames", step + 1, settings.frame_steps)
 
 
@@ -222,15 +274,19 @@ def _train_on_sequences(
     lessons: Sequence[_Lesson],
     features: Mapping[str, Tensor],
     settings: TrainingSettings,
+    checkpoints: Checkpoints,
+    follow: Callable[[int, Tensor], None],
     progress: dataset.Progress,
 ) -> None:
-    """The temporal network alone, on sequences longer than its memory."""
+    """The temporal network alone, on sequences longer than its memory; `follow` is told the loss of every step."""
     rng = np.random.default_rng((settings.seed, 2))
     optimiser = _Optimiser([tcn], settings.sequence_learning_rate, settings.sequence_steps)
-    for step in range(settings.sequence_steps):
+    for step in checkpoints.steps("sequences", settings.sequence_steps, optimiser.parts, rng):
         drawn = _draw(lessons, settings.sequences_per_step, settings.sequence_frames, rng)
         inputs = torch.stack([features[each.lesson.recording.name][torch.from_numpy(each.rows)] for each in drawn])
-        optimiser.step(_loss(tcn(inputs), drawn, unscored=_UNSCORED_FRAMES))
+        loss = _loss(tcn(inputs), drawn, unscored=_UNSCORED_FRAMES)
+        optimiser.step(loss)
+        follow(step + 1, loss)
         progress("sequences", step + 1, settings.sequence_steps)
 
 
@@ -243,6 +299,8 @@ class _Optimiser:
         self._parameters = [parameter for module in modules for parameter in module.parameters()]
         self._adam = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=_WEIGHT_DECAY)
         self._rate = torch.optim.lr_scheduler.OneCycleLR(self._adam, learning_rate, total_steps=steps + 1)
+        learning: tuple[Stateful, ...] = (self._adam, self._rate, *modules)
+        self.parts = {str(number): part for number, part in enumerate(learning)}  # all that learning changes
 
     def step(self, loss: Tensor) -> None:
         self._adam.zero_grad()
@@ -272,8 +330,10 @@ def _validate(tcn: Tcn, lesson: _Lesson, features: Tensor, warmup_frames: int) -
         rows, known = lesson.rows[start:stop], lesson.known[start:stop]
         with torch.inference_mode():
             probabilities = torch.sigmoid(tcn(features[torch.from_numpy(rows)][None])[0]).numpy()
+        # Rounded, and held to what was judged, as the logs of these recordings would be: `evaluate` finds the same.
+        probabilities = probabilities.astype(np.float64).round(6)
         labelled = known & (np.cumsum(known) > warmup_frames)
-        truth = lesson.recording.truth[rows]
+        truth = np.where(lesson.recording.judged[rows, None], lesson.recording.truth[rows], UNKNOWN).astype(np.int8)
         validated.append(_Validated(lesson.recording.subject, probabilities[labelled], truth[labelled]))
     return validated
 
@@ -298,14 +358,21 @@ def _choose_thresholds(spec: BehaviourSpec, k: int, validated: Sequence[_Validat
         for enter in _ENTER_THRESHOLDS
         for share in _EXIT_SHARES
     ]
-    return max(candidates, key=agreement)
+    # Of thresholds that are as good, the one nearest to one half: it has most room on both sides.
+    return max(candidates, key=lambda behaviour: (agreement(behaviour), -abs(behaviour.enter - 0.5)))
+
+
+def _pr_auc(k: int, validated: Sequence[_Validated]) -> float | None:
+    truth = _of_behaviour(k, validated)
+    probabilities = np.concatenate([stretch.probabilities[:, k] for stretch in validated])
+    return average_precision(probabilities[truth != UNKNOWN], truth[truth != UNKNOWN] == 1)
 
 
 def _of_behaviour(k: int, validated: Sequence[_Validated]) -> NDArray[np.int8]:
     return np.concatenate([stretch.truth[:, k] for stretch in validated])
 
 
-def _labels(behaviour: Behaviour, probabilities: NDArray[np.float32]) -> NDArray[np.bool_]:
+def _labels(behaviour: Behaviour, probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
     rule = decide.Rule(
         behaviour.enter, behaviour.exit, round(behaviour.min_bout_s * RATE_FPS), round(behaviour.bridge_s * RATE_FPS)
     )

@@ -121,6 +121,26 @@ def test_a_sparse_row_holds_until_the_next_and_the_last_as_long_as_the_one_befor
     assert annotations.at(np.array([71, 72, 500])).tolist() == [[-1, 0], [-1, -1], [-1, -1]]
 
 
+def test_a_still_is_shown_by_the_first_sampled_frame_at_or_after_it(tmp_path: Path) -> None:
+    text = "source_frame,grooming,rearing\n0,0,1\n24,1,0\n48,0,0\n50,0,0\n"
+    annotations, _ = read(written(tmp_path / "mouse1.csv", text))
+    assert annotations.judged is not None and np.flatnonzero(annotations.judged).tolist() == [0, 24, 48, 50]
+    # At 10 fps of 120: frame 49 was lost, so nothing shows the still of frame 48; a gap shows no frame.
+    sampled = np.array([0, 12, UNKNOWN, 24, 36, 51, 60])
+    assert annotations.judged_at(sampled).tolist() == [True, False, False, True, False, True, False]
+    assert annotations.judged_at(np.array([12, 36, 48])).tolist() == [True, True, True]
+
+
+def test_every_frame_is_judged_where_a_table_has_them_all(tmp_path: Path) -> None:
+    sparse = written(tmp_path / "a.csv", "source_frame,grooming\n0,0\n24,1\n")
+    other = written(tmp_path / "b.csv", "source_frame,rearing\n12,0\n24,1\n")
+    dense = written(tmp_path / "c.csv", frame_table("rearing", ["0"]))
+    both, _ = read([sparse, other])
+    assert both.judged is not None and np.flatnonzero(both.judged).tolist() == [0, 12, 24]
+    mixed, _ = read([sparse, dense])
+    assert mixed.judged is None and mixed.judged_at(np.arange(5)).all()
+
+
 @pytest.mark.parametrize("starts", ["24,0", "0,0", "-1,5", "0.5,2"])
 def test_sparse_rows_that_do_not_rise(tmp_path: Path, starts: str) -> None:
     first, second = starts.split(",")

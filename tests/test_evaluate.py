@@ -9,7 +9,7 @@ import math
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from sklearn import metrics as sklearn_metrics
 
 from mbr_live import bouts, scoring
 from mbr_live.annotations import Annotations
-from mbr_live.comparison import LabelFolder, Truth
+from mbr_live.comparison import LabelFolder, Truth, compare
 from mbr_live.dataset import read_dataset
 from mbr_live.decide import BoutState, end_bout, follow_bout
 from mbr_live.evaluate import evaluate
@@ -325,6 +325,36 @@ def test_conditions_and_groups_are_scored_apart(tmp_path: Path) -> None:
     assert sets["condition"]["dark"].behaviours["grooming"].frames.recall == 0.5
     spread = evaluation.models[0].pooled.behaviours["grooming"].spread["f1"]
     assert (spread.median, spread.worst, spread.worst_recording) == (1.0, 0.0, "c")
+
+
+def test_judged_stills_are_scored_and_what_is_held_beside_them(tmp_path: Path) -> None:
+    truth = [0] * 6 + [1] * 6 + [0] * 6
+    labels = [0] * 6 + [1, 1, 0, 0, 0, 0] + [0] * 6
+    write_log(tmp_path / "a.labels.csv", labels)
+    write_log(tmp_path / "b.labels.csv", [0] * 4)
+    stills = np.isin(np.arange(len(truth)), [0, 6, 12])
+    marked = [
+        replace(truth_of("a", truth), annotations=Annotations(BEHAVIOURS, int8([truth, [0] * 18]).T, stills)),
+        truth_of("b", [1] * 4),
+    ]
+    evaluation, compared = evaluate("made", "test", BEHAVIOURS, marked, [LabelFolder("model", tmp_path)])
+    model = evaluation.models[0]
+    first, second = (each.behaviours["grooming"] for each in model.recordings)
+    assert (first.frames.counts, first.held.counts) == (Counts(1, 0, 0, 2), Counts(2, 0, 4, 12))
+    assert (second.frames.counts, second.held) == (Counts(0, 0, 4, 0), None)
+    pooled = model.pooled.behaviours["grooming"]
+    assert (pooled.frames.counts, pooled.held.counts) == (Counts(1, 0, 4, 2), Counts(2, 0, 8, 12))
+    assert pooled.bouts["0.25"].matched == 1 and pooled.bouts["0.5"].matched == 0
+    assert [each.stills for each in model.recordings] == [3, None] and model.pooled.stills == 3
+    assert sum(map(sum, model.pooled.multiclass.matrix)) == 7
+    page = render(evaluation, compared)
+    assert "their 3 judged stills" in page and page.count("<small>held</small>") == 6
+
+
+def test_without_stills_nothing_is_said_of_them(tmp_path: Path) -> None:
+    evaluation, model = scored(tmp_path, {"a": Written([0, 1], [0, 1])})
+    assert model.pooled.stills is model.recordings[0].stills is model.pooled.behaviours["grooming"].held is None
+    assert "still" not in render(evaluation, [[compare(tmp_path / "a.labels.csv", truth_of("a", [0, 1]))]])
 
 
 def test_clips_are_labelled_as_a_whole(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,7 +17,11 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
+from mbr_live import checkpoints, curves  # noqa: E402
+from mbr_live import train as training  # noqa: E402
+from mbr_live.batch import Job, run_job  # noqa: E402
 from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, load_bundle  # noqa: E402
+from mbr_live.comparison import LabelFolder  # noqa: E402
 from mbr_live.dataset import (  # noqa: E402
     CROPPED_BY,
     RENDERED_BY,
@@ -27,6 +33,8 @@ from mbr_live.dataset import (  # noqa: E402
     stretches,
 )
 from mbr_live.engine import OpenVinoEngine  # noqa: E402
+from mbr_live.evaluate import evaluate  # noqa: E402
+from mbr_live.evaluate_program import truths  # noqa: E402
 from mbr_live.scoring import average_precision, f1  # noqa: E402
 from mbr_live.train import train  # noqa: E402
 from mbr_live.types import MbrError  # noqa: E402
@@ -116,6 +124,53 @@ def test_same_seed_gives_the_same_weights_and_another_does_not(trained: Bundle, 
         assert again.read(name) == trained.read(name) != other.read(name)
 
 
+def test_a_training_that_was_killed_goes_on_to_the_same_weights(
+    trained: Bundle, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "EVERY_STEPS", 1)
+    plan = written(tmp_path / "tiny.toml", TINY)
+    steps: list[tuple[str, int]] = []
+
+    def killed_in(stage: str) -> Callable[[str, int, int], None]:
+        def note(at: str, done: int, total: int) -> None:
+            steps.append((at, done))
+            if (at, done) == (stage, total):
+                raise KeyboardInterrupt
+
+        return note
+
+    for stage in ("frames", "sequences"):
+        with pytest.raises(KeyboardInterrupt):
+            train(plan, tmp_path / "out", progress=killed_in(stage), cache=cache)
+    assert not (tmp_path / "out").exists()
+    steps.clear()
+    again = train(plan, tmp_path / "out", progress=killed_in(""), cache=cache)
+    assert [step for step in steps if step[0] in ("frames", "sequences")] == [("sequences", 2)]
+    assert [again.read(name) for name in (FEATURES, TEMPORAL)] == [trained.read(name) for name in (FEATURES, TEMPORAL)]
+    assert not list(cache.glob("*.checkpoints"))
+
+
+def test_learning_curves_are_written_and_change_no_weight(
+    trained: Bundle, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed: pip install 'mbr-live[train]'")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr(training, "_SCORED_EVERY_STEPS", 1)
+    monkeypatch.setattr(curves, "HISTOGRAMS_EVERY_STEPS", 1)
+    plan = written(tmp_path / "tiny.toml", TINY)
+    drawn = train(plan, tmp_path / "out", progress=silent, cache=cache, logs=tmp_path / "logs")
+    assert [drawn.read(name) for name in (FEATURES, TEMPORAL)] == [trained.read(name) for name in (FEATURES, TEMPORAL)]
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert {"loss/frames", "loss/sequences"} <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss/sequences")] == [1, 2]
+    assert any(tag.startswith("sequences/") for tag in events.Tags()["histograms"])
+    last = {score.behaviour: score.pr_auc for score in drawn.manifest.training.scores if score.pr_auc is not None}
+    for behaviour, value in last.items():
+        assert events.Scalars(f"validation PR-AUC/{behaviour}")[-1].value == pytest.approx(value, abs=1e-3)
+
+
 def test_training_reports_every_stage_to_its_end(trained: Bundle, reported: dict[str, tuple[int, int]]) -> None:
     assert reported == {"recordings": (2, 2), "frames": (2, 2), "features": (2, 2), "sequences": (2, 2)}
 
@@ -126,6 +181,71 @@ def test_recordings_are_what_the_pipeline_crops(trained: Bundle, cache: Path, tm
     assert 0 < count <= 72 and recording.ticks[0] >= 29 and np.all(np.diff(recording.ticks) > 0)
     assert recording.crops.shape == (count, 160, 160, 3) and recording.crops.dtype == np.uint8
     assert recording.truth.shape == (count, 2) and recording.truth.dtype == np.int8
+
+
+def darkened(video: Path, out: Path, dark: range) -> Path:
+    """The same video with the lens covered for some frames."""
+    with av.open(str(video)) as source, av.open(str(out), "w") as container:
+        rate = source.streams.video[0].average_rate
+        stream = container.add_stream("libx264", rate=rate, options={"crf": "18"})
+        stream.width, stream.height = source.streams.video[0].width, source.streams.video[0].height
+        for number, frame in enumerate(source.decode(video=0)):
+            pixels = frame.to_ndarray(format="rgb24") // (50 if number in dark else 1)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return out
+
+
+HARD = """
+name = "hard"
+summary = "Dark for a while, and judged by stills."
+warmup_frames = 4
+simulated = [{ condition = "box", seed = 3, minutes = 0.12, split = "train" }]
+recordings = [
+    { video = "long.mp4", labels = "long.csv", group = "a", split = "validation" },
+    { video = "short.mp4", labels = "short.csv", group = "b", split = "validation" },
+]
+behaviours = [{ name = "grooming" }, { name = "rearing" }]
+
+[training]
+frames_per_step = 4
+frame_steps = 2
+sequence_frames = 20
+sequences_per_step = 2
+sequence_steps = 2
+"""
+
+
+def test_batch_and_evaluate_find_the_scores_that_training_printed(
+    trained: Bundle, cache: Path, box_video: Path, tmp_path: Path
+) -> None:
+    assert_scores_found(read_dataset(written(tmp_path / "tiny.toml", TINY)), trained, cache, tmp_path / "tiny")
+    darkened(box_video, tmp_path / "long.mp4", range(70, 90))  # the lane is reset
+    darkened(box_video, tmp_path / "short.mp4", range(70, 74))  # the features are held
+    marks = np.random.default_rng(4).integers(0, 2, (24, 2))
+    rows = "".join(f"{5 * n},{g},{r}\n" for n, (g, r) in enumerate(marks.tolist()) if n != 12)
+    written(tmp_path / "long.csv", "source_frame,grooming,rearing\n" + rows)
+    dense = "".join(f"{g},{r}\n" for g, r in np.repeat(marks, 5, axis=0).tolist())
+    written(tmp_path / "short.csv", "grooming,rearing\n" + dense)
+    plan = written(tmp_path / "hard.toml", HARD)
+    hard = train(plan, tmp_path / "hard", progress=silent, cache=cache)
+    assert {score.recording: score.frames for score in hard.manifest.training.scores} == {"long": 11, "short": 83}
+    assert_scores_found(read_dataset(plan), hard, cache, tmp_path / "hard-labels")
+
+
+def assert_scores_found(plan: Dataset, bundle: Bundle, cache: Path, labels: Path) -> None:
+    validation = truths(plan, "validation", cache)
+    for truth in validation:
+        run_job(Job(truth.log_name, truth.videos), labels, bundle, OpenVinoEngine(bundle))
+    names = [behaviour.name for behaviour in plan.behaviours]
+    evaluation, _ = evaluate(plan.name, "validation", names, validation, [LabelFolder("batch", labels)])
+    found = {each.recording: each.behaviours for each in evaluation.models[0].recordings}
+    assert bundle.manifest.training.scores
+    for score in bundle.manifest.training.scores:
+        frames = found[score.recording][score.behaviour].frames
+        assert score.frames == frames.scored
+        assert (score.pr_auc is None) == (frames.pr_auc is None) and (score.f1 is None) == (frames.f1 is None)
+        assert (score.pr_auc or 0.0, score.f1 or 0.0) == pytest.approx((frames.pr_auc or 0, frames.f1 or 0), abs=1e-3)
 
 
 def test_a_folder_with_other_things_is_refused_before_the_work(cache: Path, tmp_path: Path) -> None:
