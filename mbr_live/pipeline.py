@@ -1,7 +1,8 @@
 """The one place where the stages meet: locate > crop > features > temporal > decide.
 
 `Pipeline.step` has no clock, no queue, no thread and no randomness. Live and offline call the same function, so the
-same pixels give the same bytes. All that a camera remembers is one LaneState.
+same pixels give the same bytes. All that a camera remembers is one LaneState. A bundle that looks ahead, for recorded
+files alone, goes through `Hindsight` instead, which shares every stage but the temporal network.
 
 The rule for what is not known. A tick without features (no frame, no animal, a dark or frozen picture) is labelled
 unknown. For up to `max_gap_s` the temporal network goes on with the last features, so that its memory stays aligned
@@ -45,6 +46,15 @@ class LaneState:
     same_pictures: int  # how often that picture came in a row
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one tick, or one gap, shows before the temporal network has seen it."""
+
+    decision: Decision  # without probabilities and labels
+    features: NDArray[np.float32] | None  # [D]
+    goes_on: bool  # whether a stretch goes on after it; where not, later frames say nothing of it
+
+
 class Pipeline:
     """A bundle at work. Holds no state of any camera: that is in the LaneStates."""
 
@@ -78,24 +88,55 @@ class Pipeline:
 
         A frame must lie after the last one of its lane; ticks between the two become one gap decision.
         """
+        looks, after = self.look(frames, states)
+        logits = self._classify(looks, after)
         decisions: list[Decision] = []
-        after = dict(states)
-        crops: dict[str, Image] = {}
-        seen: dict[str, tuple[Sighting, Status]] = {}
-        for frame in frames:
-            gap, state = self.gap(frame.camera, frame.index, frame.origin_ns, after[frame.camera])
-            decisions += gap
-            sighting, status, crop, state = self._look(frame, state)
-            seen[frame.camera], after[frame.camera] = (sighting, status), state
-            if crop is not None:
-                crops[frame.camera] = crop
-        probabilities = self._classify(crops, after)
-        for frame in frames:
-            decision, after[frame.camera] = self._decide(
-                frame, *seen[frame.camera], probabilities.get(frame.camera), after[frame.camera]
-            )
+        for look in looks:
+            decision, camera = look.decision, look.decision.camera
+            if look.features is not None:
+                decision, after[camera] = self._label(decision, logits[camera], after[camera])
             decisions.append(decision)
         return decisions, after
+
+    def look(self, frames: Sequence[Frame], states: Mapping[str, LaneState]) -> tuple[list[Look], dict[str, LaneState]]:
+        """What `step` does before the temporal network: where is the animal, and what are its features?"""
+        after = dict(states)
+        crops: dict[str, Image] = {}
+        seen: list[Decision] = []
+        gaps: list[Look] = []
+        for frame in frames:
+            gap, state = self.gap(frame.camera, frame.index, frame.origin_ns, after[frame.camera])
+            gaps += [Look(decision, None, state.features is not None) for decision in gap]
+            decision, crop, after[frame.camera] = self._look(frame, state)
+            seen.append(decision)
+            if crop is not None:
+                crops[frame.camera] = crop
+        features = self._features(crops)
+        looks: list[Look] = []
+        for decision in seen:
+            camera = decision.camera
+            after[camera] = state = self._remember(decision.index, features.get(camera), after[camera])
+            looks.append(Look(decision, features.get(camera), state.features is not None))
+        return gaps + looks, after
+
+    def label_stretch(self, looks: Sequence[Look]) -> list[Decision]:
+        """Label the ticks between two resets at once, with a network that looks ahead; short gaps hold the features
+        before them, as in training."""
+        known = [(look.decision.index, look.features) for look in looks if look.features is not None]
+        if not known:
+            return [look.decision for look in looks]
+        ticks = np.array([tick for tick, _ in known])
+        held_ticks = np.diff(ticks, append=ticks[-1] + 1)
+        held = np.repeat(np.stack([features for _, features in known]), held_ticks, axis=0)
+        logits = iter(self._engine.sequence(held)[ticks - ticks[0]])
+        state = self.start()
+        decisions: list[Decision] = []
+        for look in looks:
+            decision = look.decision
+            if look.features is not None:
+                decision, state = self._label(decision, next(logits), state)
+            decisions.append(decision)
+        return decisions
 
     def gap(self, camera: str, until: int, origin_ns: int, state: LaneState) -> tuple[list[Decision], LaneState]:
         """Account for the ticks between the lane's last one and `until`, which is not included."""
@@ -111,8 +152,16 @@ class Pipeline:
         gap = Decision(camera, first, UNKNOWN, time_ns, Status.GAP, nan, nan, (), self._unknown, ticks)
         return [gap], replace(state, last_index=until - 1)
 
-    def _look(self, frame: Frame, state: LaneState) -> tuple[Sighting, Status, Image | None, LaneState]:
+    def _look(self, frame: Frame, state: LaneState) -> tuple[Decision, Image | None, LaneState]:
         """Is there a picture, and an animal in it? The crop is None where there are no features to be had."""
+        sighting, status, crop, state = self._sight(frame, state)
+        decision = Decision(
+            frame.camera, frame.index, frame.source_frame, frame.time_ns, status, sighting.x_px, sighting.y_px,
+            (), self._unknown,
+        )  # fmt: skip
+        return decision, crop, state
+
+    def _sight(self, frame: Frame, state: LaneState) -> tuple[Sighting, Status, Image | None, LaneState]:
         blind, state = _is_blind(frame.pixels, state)
         if blind:
             return NOT_FOUND, Status.BLIND, None, state
@@ -126,44 +175,37 @@ class Pipeline:
         crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)
         return sighting, Status.OK, crop, state
 
-    def _classify(self, crops: Mapping[str, Image], states: dict[str, LaneState]) -> dict[str, tuple[float, ...]]:
-        """Probabilities per lane that has a crop; moves the temporal state of those lanes on, in `states`."""
+    def _features(self, crops: Mapping[str, Image]) -> dict[str, NDArray[np.float32]]:
+        """Features [D] per lane that has a crop."""
         if not crops:
             return {}
-        cameras = list(crops)
-        features = self._engine.features(np.stack([crops[camera] for camera in cameras]))
-        before = np.stack([states[camera].temporal for camera in cameras])
-        logits, temporal = self._engine.step(features, before)
-        for lane, camera in enumerate(cameras):
-            states[camera] = replace(states[camera], temporal=temporal[lane], features=features[lane])
-        return {camera: _probabilities(logits[lane]) for lane, camera in enumerate(cameras)}
+        return dict(zip(crops, self._engine.features(np.stack(list(crops.values()))), strict=True))
 
-    def _decide(
-        self,
-        frame: Frame,
-        sighting: Sighting,
-        status: Status,
-        probabilities: tuple[float, ...] | None,
-        state: LaneState,
-    ) -> tuple[Decision, LaneState]:
-        labels = self._unknown
-        if probabilities is None:
-            state = self._pass_unknown(state)
-        else:
-            warm = state.steps >= self.manifest.warmup_frames
-            state = replace(state, unknown_frames=0, steps=state.steps + (not warm))
-            if warm:
-                decided = [decide(*each) for each in zip(probabilities, self._rules, state.rules, strict=True)]
-                labels = tuple(label for label, _ in decided)
-                state = replace(state, rules=tuple(rule_state for _, rule_state in decided))
-            else:
-                status, probabilities = Status.WARMUP, None
-        x_px, y_px = sighting.x_px, sighting.y_px
-        decision = Decision(
-            frame.camera, frame.index, frame.source_frame, frame.time_ns, status, x_px, y_px,
-            probabilities or (), labels,
-        )  # fmt: skip
-        return decision, replace(state, last_index=frame.index)
+    def _remember(self, index: int, features: NDArray[np.float32] | None, state: LaneState) -> LaneState:
+        if features is None:
+            return replace(self._pass_unknown(state), last_index=index)
+        return replace(state, last_index=index, features=features, unknown_frames=0)
+
+    def _classify(self, looks: Sequence[Look], states: dict[str, LaneState]) -> dict[str, NDArray[np.float32]]:
+        """Logits [K] per lane that has features; moves the temporal state of those lanes on, in `states`."""
+        seen = {look.decision.camera: look.features for look in looks if look.features is not None}
+        if not seen:
+            return {}
+        before = np.stack([states[camera].temporal for camera in seen])
+        logits, temporal = self._engine.step(np.stack(list(seen.values())), before)
+        for lane, camera in enumerate(seen):
+            states[camera] = replace(states[camera], temporal=temporal[lane])
+        return dict(zip(seen, logits, strict=True))
+
+    def _label(self, decision: Decision, logits: NDArray[np.float32], state: LaneState) -> tuple[Decision, LaneState]:
+        """Decide on a frame that has features."""
+        if state.steps < self.manifest.warmup_frames:
+            return replace(decision, status=Status.WARMUP), replace(state, steps=state.steps + 1)
+        probabilities = _probabilities(logits)
+        decided = [decide(*each) for each in zip(probabilities, self._rules, state.rules, strict=True)]
+        labels = tuple(label for label, _ in decided)
+        state = replace(state, rules=tuple(rule_state for _, rule_state in decided))
+        return replace(decision, probabilities=probabilities, labels=labels), state
 
     def _pass_unknown(self, state: LaneState) -> LaneState:
         """One tick without features: hold the last ones for a while, then reset the lane. Where the animal was and
@@ -177,8 +219,39 @@ class Pipeline:
                 fresh, locate=state.locate, unknown_frames=unknown,
                 picture_crc=state.picture_crc, same_pictures=state.same_pictures,
             )  # fmt: skip
+        if not self.manifest.causal:
+            return replace(state, unknown_frames=unknown)
         _, temporal = self._engine.step(state.features[None], state.temporal[None])
         return replace(state, temporal=temporal[0], unknown_frames=unknown)
+
+
+class Hindsight:
+    """Labels one camera with a bundle that looks ahead: ticks are held back until their stretch has ended.
+
+    It looks as `Pipeline.step` does and decides by the same rules; only the temporal network sees what comes later.
+    Needs memory for the features of the longest stretch.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._held: list[Look] = []
+
+    def step(
+        self, frames: Sequence[Frame], states: Mapping[str, LaneState]
+    ) -> tuple[list[Decision], dict[str, LaneState]]:
+        """As `Pipeline.step`, for frames of one camera, but the decisions come when their stretch has ended."""
+        looks, after = self._pipeline.look(frames, states)
+        decisions: list[Decision] = []
+        for look in looks:
+            self._held.append(look)
+            if not look.goes_on:
+                decisions += self.flush()
+        return decisions, after
+
+    def flush(self) -> list[Decision]:
+        """End the stretch; the decisions that were held back."""
+        looks, self._held = self._held, []
+        return self._pipeline.label_stretch(looks)
 
 
 def _probabilities(logits: NDArray[np.float32]) -> tuple[float, ...]:

@@ -44,9 +44,10 @@ from mbr_live.bundle import (
     write_bundle,
 )
 from mbr_live.dataset import BehaviourSpec, Dataset, Recording, TrainingSettings
+from mbr_live.engine import windows
 from mbr_live.models import Trunk, TrunkConfig, export_onnx
 from mbr_live.scoring import average_precision, f1
-from mbr_live.temporal import Tcn, TcnConfig
+from mbr_live.temporal import Tcn, TcnConfig, TemporalModel
 from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, MbrError
 
 THREADS = 2  # a fixed number, since sums in another order give other weights
@@ -125,15 +126,15 @@ def train(dataset_file: Path, out: Path, *, progress: dataset.Progress, cache: P
     lessons_to_learn = [lesson for lesson in lessons if lesson.recording.split == "train"]
     with _deterministic(plan.training.seed):
         trunk = Trunk(TrunkConfig())
-        tcn = Tcn(TcnConfig(), feature_dim=trunk.feature_dim, behaviours=len(plan.behaviours))
+        temporal = Tcn(TcnConfig(), feature_dim=trunk.feature_dim, behaviours=len(plan.behaviours))
         _train_on_frames(trunk, lessons_to_learn, plan.training, progress)
         features = _features(trunk, recordings, progress)
-        _train_on_sequences(tcn, lessons_to_learn, features, plan.training, progress)
+        _train_on_sequences(temporal, lessons_to_learn, features, plan.training, progress)
         validated = [
             stretch
             for lesson in lessons
             if lesson.recording.split == "validation"
-            for stretch in _validate(tcn, lesson, features[lesson.recording.name], plan.warmup_frames)
+            for stretch in _validate(temporal, lesson, features[lesson.recording.name], plan.warmup_frames)
         ]
     if not any(np.any(stretch.truth != UNKNOWN) for stretch in validated):
         raise MbrError(
@@ -142,7 +143,7 @@ def train(dataset_file: Path, out: Path, *, progress: dataset.Progress, cache: P
         )
     behaviours = tuple(_choose_thresholds(spec, k, validated) for k, spec in enumerate(plan.behaviours))
     card = _card(plan, recordings, tuple(_scores(behaviours, validated)))
-    return _write(out, plan, behaviours, card, trunk, tcn)
+    return _write(out, plan, behaviours, card, trunk, temporal)
 
 
 @contextmanager
@@ -218,7 +219,7 @@ def _features(trunk: Trunk, recordings: Sequence[Recording], progress: dataset.P
 
 
 def _train_on_sequences(
-    tcn: Tcn,
+    temporal: TemporalModel,
     lessons: Sequence[_Lesson],
     features: Mapping[str, Tensor],
     settings: TrainingSettings,
@@ -226,11 +227,11 @@ def _train_on_sequences(
 ) -> None:
     """The temporal network alone, on sequences longer than its memory."""
     rng = np.random.default_rng((settings.seed, 2))
-    optimiser = _Optimiser([tcn], settings.sequence_learning_rate, settings.sequence_steps)
+    optimiser = _Optimiser([temporal], settings.sequence_learning_rate, settings.sequence_steps)
     for step in range(settings.sequence_steps):
         drawn = _draw(lessons, settings.sequences_per_step, settings.sequence_frames, rng)
         inputs = torch.stack([features[each.lesson.recording.name][torch.from_numpy(each.rows)] for each in drawn])
-        optimiser.step(_loss(tcn(inputs), drawn, unscored=_UNSCORED_FRAMES))
+        optimiser.step(_loss(temporal(inputs), drawn, unscored=_UNSCORED_FRAMES))
         progress("sequences", step + 1, settings.sequence_steps)
 
 
@@ -264,14 +265,19 @@ def _loss(logits: Tensor, drawn: Sequence[_Sequence], *, unscored: int) -> Tenso
     return functional.binary_cross_entropy_with_logits(logits[known], truth[known].float())
 
 
-def _validate(tcn: Tcn, lesson: _Lesson, features: Tensor, warmup_frames: int) -> list[_Validated]:
+def _validate(temporal: TemporalModel, lesson: _Lesson, features: Tensor, warmup_frames: int) -> list[_Validated]:
     """Probabilities of the frames that the pipeline would label, stretch by stretch."""
-    tcn.eval()
+    temporal.eval()
     validated = []
     for start, stop in sorted(set(zip(lesson.starts.tolist(), lesson.stops.tolist(), strict=True))):
         rows, known = lesson.rows[start:stop], lesson.known[start:stop]
+        inputs = features[torch.from_numpy(rows)]
         with torch.inference_mode():
-            probabilities = torch.sigmoid(tcn(features[torch.from_numpy(rows)][None])[0]).numpy()
+            logits = [
+                temporal(inputs[None, window.given])[0, window.kept]
+                for window in windows(len(rows), temporal.receptive_field_frames)
+            ]
+            probabilities = torch.sigmoid(torch.cat(logits)).numpy()
         labelled = known & (np.cumsum(known) > warmup_frames)
         truth = lesson.recording.truth[rows]
         validated.append(_Validated(lesson.recording.subject, probabilities[labelled], truth[labelled]))
@@ -356,7 +362,12 @@ def _card(plan: Dataset, recordings: Sequence[Recording], scores: tuple[Score, .
 
 
 def _write(
-    out: Path, plan: Dataset, behaviours: tuple[Behaviour, ...], card: TrainingCard, trunk: Trunk, tcn: Tcn
+    out: Path,
+    plan: Dataset,
+    behaviours: tuple[Behaviour, ...],
+    card: TrainingCard,
+    trunk: Trunk,
+    temporal: TemporalModel,
 ) -> Bundle:
     manifest = Manifest(
         format=FORMAT,
@@ -365,15 +376,16 @@ def _write(
         crop_px=CROP_PX,
         rate_fps=RATE_FPS,
         feature_dim=trunk.feature_dim,
-        state_size=tcn.state_size,
-        receptive_field_frames=tcn.receptive_field_frames,
+        causal=temporal.is_live,
+        state_size=temporal.state_size,
+        receptive_field_frames=temporal.receptive_field_frames,
         warmup_frames=plan.warmup_frames,
         max_gap_s=plan.max_gap_s,
         files={},
         training=card,
     )
     with tempfile.TemporaryDirectory() as folder:
-        export_onnx(trunk, tcn, Path(folder))
+        export_onnx(trunk, temporal, Path(folder))
         contents = {name: Path(folder, name).read_bytes() for name in (FEATURES, TEMPORAL)}
     return write_bundle(out, manifest, {**contents, CARD: _card_text(manifest).encode()})
 
@@ -394,7 +406,7 @@ def _card_text(manifest: Manifest) -> str:
             training.summary.strip(),
             "",
             f"- Behaviours: {names}, one probability each, {manifest.rate_fps} times a second",
-            f"- Memory: {manifest.receptive_field_frames} frames; unknown for the first {manifest.warmup_frames}",
+            f"- Memory: {_memory(manifest)}; unknown for the first {manifest.warmup_frames} frames",
             f"- Trained on {training.date} with seed {training.seed}: {steps}, {training.frames} frames",
             f"- Recordings: {', '.join(training.recordings)}",
             f"- Versions: {versions}",
@@ -407,6 +419,12 @@ def _card_text(manifest: Manifest) -> str:
             "",
         ]
     )
+
+
+def _memory(manifest: Manifest) -> str:
+    frames = manifest.receptive_field_frames
+    reach = f"{frames} frames" if frames else "no bound"
+    return reach if manifest.causal else f"{reach}, later frames among them, so for recorded files alone"
 
 
 def _score_table(scores: Sequence[Score]) -> Table:
