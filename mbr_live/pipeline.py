@@ -126,9 +126,9 @@ class Pipeline:
         if not known:
             return [look.decision for look in looks]
         ticks = np.array([tick for tick, _ in known])
-        held_ticks = np.diff(ticks, append=ticks[-1] + 1)
-        held = np.repeat(np.stack([features for _, features in known]), held_ticks, axis=0)
-        logits = iter(self._engine.sequence(held)[ticks - ticks[0]])
+        rows = np.repeat(np.arange(len(ticks)), np.diff(ticks, append=ticks[-1] + 1))
+        features = np.stack([known[row][1] for row in rows])
+        logits = iter(self._engine.sequence(features)[ticks - ticks[0]])
         state = self.start()
         decisions: list[Decision] = []
         for look in looks:
