@@ -2,7 +2,8 @@
 
     manifest.json    what the model is; sizes and hashes of the other files
     features.onnx    crops uint8 [B, H, W, 3] RGB -> features float32 [B, D]
-    temporal.onnx    features [B, D], state [B, S] -> logits [B, K], state_out [B, S]
+    temporal.onnx    causal: features [B, D], state [B, S] -> logits [B, K], state_out [B, S]
+                     looks ahead: features [1, T, D] -> logits [1, T, K], of a whole stretch at once
     card.md          for people: what it was trained on, how well it does, what it must not be used for
 
 A bundle is checked whole before anything of it is used: every file, its size and its hash.
@@ -35,6 +36,7 @@ _LOG_COLUMNS = ("frame", "source_frame", "time_ns", "status", "x_px", "y_px")
 Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]
 Seconds = Annotated[float, Field(ge=0.0, le=3600.0)]
 Count = Annotated[int, Field(ge=1)]
+NoOrCount = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -98,9 +100,10 @@ class Manifest(_Record):
     crop_px: Count
     rate_fps: Count
     feature_dim: Count
-    state_size: Count
-    receptive_field_frames: Count
-    warmup_frames: Annotated[int, Field(ge=0)]
+    causal: bool = True  # False: it looks ahead, for recorded files alone
+    state_size: NoOrCount  # of the one-step form; 0 for a model that looks ahead, which has none
+    receptive_field_frames: NoOrCount  # that an output can depend on; 0: no bound
+    warmup_frames: NoOrCount
     max_gap_s: Seconds
     files: dict[str, FileRecord]
     training: TrainingCard
@@ -111,6 +114,13 @@ class Manifest(_Record):
         twice = sorted({column for column in columns if columns.count(column) > 1})
         if twice:
             raise ValueError(f"behaviour names clash with each other or with a column of the label log: {twice}")
+        return self
+
+    @model_validator(mode="after")
+    def _state_is_of_a_causal_model(self) -> Self:
+        if self.causal != (self.state_size > 0):
+            expected = "at least 1 in a causal bundle" if self.causal else "0 in one that looks ahead (causal: false)"
+            raise ValueError(f"state_size is {self.state_size}, expected {expected}")
         return self
 
     @property
@@ -163,6 +173,16 @@ def load_bundle(path: Path) -> Bundle:
     for name, record in manifest.files.items():
         _read_verified(path, name, record)
     return Bundle(path, manifest, hashlib.sha256(text).hexdigest())
+
+
+def check_live(bundle: Bundle) -> None:
+    """Raises MbrError for a bundle that looks ahead: a live label can not wait for later frames."""
+    if not bundle.manifest.causal:
+        raise MbrError(
+            f"Bundle {bundle.path} ({bundle.manifest.name}) looks ahead: its labels depend on frames that a live "
+            "camera has yet to deliver. Live needs a causal bundle: give one, or label recorded files with this one: "
+            "mbr-live batch."
+        )
 
 
 def write_bundle(path: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
@@ -302,6 +322,7 @@ __all__ = [
     "Manifest",
     "Score",
     "TrainingCard",
+    "check_live",
     "check_replaceable",
     "load_bundle",
     "write_bundle",

@@ -1,7 +1,8 @@
 """The one place where the stages meet: locate > crop > features > temporal > decide.
 
 `Pipeline.step` has no clock, no queue, no thread and no randomness. Live and offline call the same function, so the
-same pixels give the same bytes. All that a camera remembers is one LaneState.
+same pixels give the same bytes. All that a camera remembers is one LaneState. A bundle that looks ahead, for recorded
+files alone, goes through `Hindsight` instead, which shares every stage but the temporal network.
 
 The rule for what is not known. A tick without features (no frame, no animal, a dark or frozen picture) is labelled
 unknown. For up to `max_gap_s` the temporal network goes on with the last features, so that its memory stays aligned
@@ -41,12 +42,23 @@ class LaneState:
 
 
 @dataclass(frozen=True, slots=True)
-class _Classified:
-    """What the networks say of one frame of one lane."""
+class Seen:
+    """What one picture shows, and what is to be remembered of it."""
 
-    probabilities: tuple[float, ...]  # [K]
-    features: NDArray[np.float32]  # [D]
-    temporal: NDArray[np.float32]  # [S], the state after the frame
+    sighting: Sighting
+    status: Status
+    locate: locate.LocateState
+    blind: BlindState
+    crop: Image | None = None  # None where there are no features to be had
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one tick, or one gap, shows before the temporal network has seen it."""
+
+    decision: Decision  # without probabilities and labels
+    features: NDArray[np.float32] | None  # [D]
+    goes_on: bool  # whether a stretch goes on after it; where not, later frames say nothing of it
 
 
 class Pipeline:
@@ -73,7 +85,10 @@ class Pipeline:
 
     def window_px(self, camera: str, state: LaneState) -> int | None:
         """Side of the crop window: the camera's own if it was given, else as found; None while not found yet."""
-        return self._window_px.get(camera) or locate.window_px(state.locate)
+        return self._window_of(camera, state.locate)
+
+    def _window_of(self, camera: str, located: locate.LocateState) -> int | None:
+        return self._window_px.get(camera) or locate.window_px(located)
 
     def step(
         self, frames: Sequence[Frame], states: Mapping[str, LaneState]
@@ -82,24 +97,52 @@ class Pipeline:
 
         A frame must lie after the last one of its lane; ticks between the two become one gap decision.
         """
+        looks, after = self.look(frames, states)
+        stepped = self._stepped(looks, after)
         decisions: list[Decision] = []
-        after = dict(states)
-        crops: dict[str, Image] = {}
-        seen: dict[str, tuple[Sighting, Status]] = {}
-        for frame in frames:
-            gap, state = self.gap(frame.camera, frame.index, frame.origin_ns, after[frame.camera])
-            decisions += gap
-            sighting, status, crop, state = self._look(frame, state)
-            seen[frame.camera], after[frame.camera] = (sighting, status), state
-            if crop is not None:
-                crops[frame.camera] = crop
-        classified = self._classify(crops, after)
-        for frame in frames:
-            decision, after[frame.camera] = self._decide(
-                frame, *seen[frame.camera], classified.get(frame.camera), after[frame.camera]
-            )
+        for look in looks:
+            decision, camera = look.decision, look.decision.camera
+            if look.features is not None:
+                decision, after[camera] = self._label(decision, *stepped[camera], after[camera])
             decisions.append(decision)
         return decisions, after
+
+    def look(self, frames: Sequence[Frame], states: Mapping[str, LaneState]) -> tuple[list[Look], dict[str, LaneState]]:
+        """What `step` does before the temporal network: where is the animal, and what are its features?"""
+        after = dict(states)
+        seen: dict[str, Seen] = {}
+        gaps: list[Look] = []
+        for frame in frames:
+            gap, state = self.gap(frame.camera, frame.index, frame.origin_ns, after[frame.camera])
+            gaps += [Look(decision, None, state.features is not None) for decision in gap]
+            seen[frame.camera], after[frame.camera] = self._sight(frame, state), state
+        found = self._features(seen)
+        looks: list[Look] = []
+        for frame in frames:
+            picture, features = seen[frame.camera], found.get(frame.camera)
+            state = self._remember(frame.index, picture, features, after[frame.camera])
+            looks.append(Look(self._undecided(frame, picture), features, state.features is not None))
+            after[frame.camera] = state
+        return gaps + looks, after
+
+    def label_stretch(self, looks: Sequence[Look]) -> list[Decision]:
+        """Label the ticks between two resets at once, with a network that looks ahead; short gaps hold the features
+        before them, as in training."""
+        known = [(look.decision.index, look.features) for look in looks if look.features is not None]
+        if not known:
+            return [look.decision for look in looks]
+        ticks = np.array([tick for tick, _ in known])
+        rows = np.repeat(np.arange(len(ticks)), np.diff(ticks, append=ticks[-1] + 1))
+        features = np.stack([known[row][1] for row in rows])
+        logits = iter(self._engine.sequence(features)[ticks - ticks[0]])
+        state = self.start()
+        decisions: list[Decision] = []
+        for look in looks:
+            decision = look.decision
+            if look.features is not None:
+                decision, state = self._label(decision, next(logits), state.temporal, state)
+            decisions.append(decision)
+        return decisions
 
     def gap(self, camera: str, until: int, origin_ns: int, state: LaneState) -> tuple[list[Decision], LaneState]:
         """Account for the ticks between the lane's last one and `until`, which is not included."""
@@ -115,64 +158,62 @@ class Pipeline:
         gap = Decision(camera, first, UNKNOWN, time_ns, Status.GAP, nan, nan, (), self._unknown, ticks)
         return [gap], replace(state, last_index=until - 1)
 
-    def _look(self, frame: Frame, state: LaneState) -> tuple[Sighting, Status, Image | None, LaneState]:
-        """Is there a picture, and an animal in it? The crop is None where there are no features to be had."""
+    def _sight(self, frame: Frame, state: LaneState) -> Seen:
+        """Is there a picture, and an animal in it?"""
         blind, looked = is_blind(frame.pixels, state.blind)
         if blind:
-            return NOT_FOUND, Status.BLIND, None, replace(state, blind=looked)
+            return Seen(NOT_FOUND, Status.BLIND, state.locate, looked)
         sighting, located = locate.locate(frame.pixels, state.locate)
-        state = replace(state, locate=located, blind=looked)
         if not sighting.found:
-            return sighting, Status.LOST, None, state
-        window_px = self.window_px(frame.camera, state)
+            return Seen(sighting, Status.LOST, located, looked)
+        window_px = self._window_of(frame.camera, located)
         if window_px is None:
-            return sighting, Status.WARMUP, None, state
+            return Seen(sighting, Status.WARMUP, located, looked)
         crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)
-        return sighting, Status.OK, crop, state
+        return Seen(sighting, Status.OK, located, looked, crop)
 
-    def _classify(self, crops: Mapping[str, Image], states: Mapping[str, LaneState]) -> dict[str, _Classified]:
-        """What the two networks say, per lane that has a crop."""
+    def _undecided(self, frame: Frame, seen: Seen) -> Decision:
+        return Decision(
+            frame.camera, frame.index, frame.source_frame, frame.time_ns, seen.status,
+            seen.sighting.x_px, seen.sighting.y_px, (), self._unknown,
+        )  # fmt: skip
+
+    def _features(self, seen: Mapping[str, Seen]) -> dict[str, NDArray[np.float32]]:
+        """Features [D] per lane that has a crop."""
+        crops = {camera: each.crop for camera, each in seen.items() if each.crop is not None}
         if not crops:
             return {}
-        cameras = list(crops)
-        features = self._engine.features(_lanes([crops[camera] for camera in cameras]))
-        before = _lanes([states[camera].temporal for camera in cameras])
-        logits, temporal = self._engine.step(features, before)
-        return {
-            camera: _Classified(_probabilities(logits[lane]), features[lane], temporal[lane])
-            for lane, camera in enumerate(cameras)
-        }
+        return dict(zip(crops, self._engine.features(_lanes(list(crops.values()))), strict=True))
 
-    def _decide(
-        self,
-        frame: Frame,
-        sighting: Sighting,
-        status: Status,
-        classified: _Classified | None,
-        state: LaneState,
-    ) -> tuple[Decision, LaneState]:
-        labels = self._unknown
-        probabilities: tuple[float, ...] = ()
-        if classified is None:
-            state = replace(self._pass_unknown(state), last_index=frame.index)
-        else:
-            rules, steps = state.rules, state.steps
-            if steps >= self.manifest.warmup_frames:
-                probabilities = classified.probabilities
-                decided = [decide(*each) for each in zip(probabilities, self._rules, rules, strict=True)]
-                labels = tuple(label for label, _ in decided)
-                rules = tuple(rule_state for _, rule_state in decided)
-            else:
-                status, steps = Status.WARMUP, steps + 1
-            state = replace(
-                state, last_index=frame.index, temporal=classified.temporal, features=classified.features,
-                rules=rules, steps=steps, unknown_frames=0,
-            )  # fmt: skip
-        x_px, y_px = sighting.x_px, sighting.y_px
-        decision = Decision(
-            frame.camera, frame.index, frame.source_frame, frame.time_ns, status, x_px, y_px, probabilities, labels
+    def _remember(self, index: int, seen: Seen, features: NDArray[np.float32] | None, state: LaneState) -> LaneState:
+        if features is None:
+            return replace(self._pass_unknown(state), last_index=index, locate=seen.locate, blind=seen.blind)
+        return replace(
+            state, last_index=index, locate=seen.locate, blind=seen.blind, features=features, unknown_frames=0
         )
-        return decision, state
+
+    def _stepped(
+        self, looks: Sequence[Look], states: Mapping[str, LaneState]
+    ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Logits [K] and next temporal state [S] per lane that has features."""
+        found = {look.decision.camera: look.features for look in looks if look.features is not None}
+        if not found:
+            return {}
+        before = _lanes([states[camera].temporal for camera in found])
+        logits, temporal = self._engine.step(_lanes(list(found.values())), before)
+        return {camera: (logits[lane], temporal[lane]) for lane, camera in enumerate(found)}
+
+    def _label(
+        self, decision: Decision, logits: NDArray[np.float32], temporal: NDArray[np.float32], state: LaneState
+    ) -> tuple[Decision, LaneState]:
+        """Decide on a frame that has features, after which the temporal network is in state `temporal`."""
+        if state.steps < self.manifest.warmup_frames:
+            return replace(decision, status=Status.WARMUP), replace(state, temporal=temporal, steps=state.steps + 1)
+        probabilities = _probabilities(logits)
+        decided = [decide(*each) for each in zip(probabilities, self._rules, state.rules, strict=True)]
+        labels = tuple(label for label, _ in decided)
+        state = replace(state, temporal=temporal, rules=tuple(rule_state for _, rule_state in decided))
+        return replace(decision, probabilities=probabilities, labels=labels), state
 
     def _pass_unknown(self, state: LaneState) -> LaneState:
         """One tick without features: hold the last ones for a while, then reset the lane. Where the animal was and
@@ -183,8 +224,39 @@ class Pipeline:
         if unknown > self.manifest.max_gap_frames:
             fresh = self.start(state.last_index)
             return replace(fresh, locate=state.locate, unknown_frames=unknown, blind=state.blind)
+        if not self.manifest.causal:
+            return replace(state, unknown_frames=unknown)
         _, temporal = self._engine.step(state.features[None], state.temporal[None])
         return replace(state, temporal=temporal[0], unknown_frames=unknown)
+
+
+class Hindsight:
+    """Labels one camera with a bundle that looks ahead: ticks are held back until their stretch has ended.
+
+    It looks as `Pipeline.step` does and decides by the same rules; only the temporal network sees what comes later.
+    Needs memory for the features of the longest stretch.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._held: list[Look] = []
+
+    def step(
+        self, frames: Sequence[Frame], states: Mapping[str, LaneState]
+    ) -> tuple[list[Decision], dict[str, LaneState]]:
+        """As `Pipeline.step`, for frames of one camera, but the decisions come when their stretch has ended."""
+        looks, after = self._pipeline.look(frames, states)
+        decisions: list[Decision] = []
+        for look in looks:
+            self._held.append(look)
+            if not look.goes_on:
+                decisions += self.flush()
+        return decisions, after
+
+    def flush(self) -> list[Decision]:
+        """End the stretch; the decisions that were held back."""
+        looks, self._held = self._held, []
+        return self._pipeline.label_stretch(looks)
 
 
 def _lanes(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

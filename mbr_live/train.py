@@ -47,9 +47,10 @@ from mbr_live.bundle import (
 from mbr_live.checkpoints import Checkpoints, Stateful
 from mbr_live.curves import Curves
 from mbr_live.dataset import BehaviourSpec, Dataset, Recording, TrainingSettings
+from mbr_live.engine import windows
 from mbr_live.models import Trunk, TrunkConfig, export_onnx
 from mbr_live.scoring import average_precision, f1
-from mbr_live.temporal import Tcn, TcnConfig
+from mbr_live.temporal import Tcn, TcnConfig, TemporalModel
 from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, MbrError
 
 THREADS = 2  # a fixed number, since sums in another order give other weights
@@ -147,7 +148,7 @@ def train_on(
     lessons_to_validate = [lesson for lesson in lessons if lesson.recording.split == "validation"]
     with _deterministic(plan.training.seed):
         trunk = Trunk(TrunkConfig())
-        tcn = Tcn(TcnConfig(), feature_dim=trunk.feature_dim, behaviours=len(plan.behaviours))
+        temporal = Tcn(TcnConfig(), feature_dim=trunk.feature_dim, behaviours=len(plan.behaviours))
         _train_on_frames(trunk, lessons_to_learn, plan.training, checkpoints, curves, progress)
         features = _features(trunk, recordings, progress)
 
@@ -155,16 +156,16 @@ def train_on(
             return [
                 stretch
                 for lesson in lessons_to_validate
-                for stretch in _validate(tcn, lesson, features[lesson.recording.name], plan.warmup_frames)
+                for stretch in _validate(temporal, lesson, features[lesson.recording.name], plan.warmup_frames)
             ]
 
         def follow(step: int, loss: Tensor) -> None:
-            curves.learnt("sequences", step, loss, tcn)
+            curves.learnt("sequences", step, loss, temporal)
             if curves.drawn and step % _SCORED_EVERY_STEPS == 0:
                 curves.scored(step, {spec.name: _pr_auc(k, validate()) for k, spec in enumerate(plan.behaviours)})
-                tcn.train()
+                temporal.train()
 
-        _train_on_sequences(tcn, lessons_to_learn, features, plan.training, checkpoints, follow, progress)
+        _train_on_sequences(temporal, lessons_to_learn, features, plan.training, checkpoints, follow, progress)
         validated = validate()
     curves.close()
     if not any(np.any(stretch.truth != UNKNOWN) for stretch in validated):
@@ -174,7 +175,7 @@ def train_on(
         )
     behaviours = tuple(_choose_thresholds(spec, k, validated) for k, spec in enumerate(plan.behaviours))
     card = _card(plan, recordings, tuple(_scores(behaviours, validated)))
-    bundle = _write(out, plan, behaviours, card, trunk, tcn)
+    bundle = _write(out, plan, behaviours, card, trunk, temporal)
     checkpoints.clear()
     return bundle
 
@@ -270,7 +271,7 @@ def _features(trunk: Trunk, recordings: Sequence[Recording], progress: dataset.P
 
 
 def _train_on_sequences(
-    tcn: Tcn,
+    temporal: TemporalModel,
     lessons: Sequence[_Lesson],
     features: Mapping[str, Tensor],
     settings: TrainingSettings,
@@ -280,11 +281,11 @@ def _train_on_sequences(
 ) -> None:
     """The temporal network alone, on sequences longer than its memory; `follow` is told the loss of every step."""
     rng = np.random.default_rng((settings.seed, 2))
-    optimiser = _Optimiser([tcn], settings.sequence_learning_rate, settings.sequence_steps)
+    optimiser = _Optimiser([temporal], settings.sequence_learning_rate, settings.sequence_steps)
     for step in checkpoints.steps("sequences", settings.sequence_steps, optimiser.parts, rng):
         drawn = _draw(lessons, settings.sequences_per_step, settings.sequence_frames, rng)
         inputs = torch.stack([features[each.lesson.recording.name][torch.from_numpy(each.rows)] for each in drawn])
-        loss = _loss(tcn(inputs), drawn, unscored=_UNSCORED_FRAMES)
+        loss = _loss(temporal(inputs), drawn, unscored=_UNSCORED_FRAMES)
         optimiser.step(loss)
         follow(step + 1, loss)
         progress("sequences", step + 1, settings.sequence_steps)
@@ -322,14 +323,19 @@ def _loss(logits: Tensor, drawn: Sequence[_Sequence], *, unscored: int) -> Tenso
     return functional.binary_cross_entropy_with_logits(logits[known], truth[known].float())
 
 
-def _validate(tcn: Tcn, lesson: _Lesson, features: Tensor, warmup_frames: int) -> list[_Validated]:
+def _validate(temporal: TemporalModel, lesson: _Lesson, features: Tensor, warmup_frames: int) -> list[_Validated]:
     """Probabilities of the frames that the pipeline would label, stretch by stretch."""
-    tcn.eval()
+    temporal.eval()
     validated = []
     for start, stop in sorted(set(zip(lesson.starts.tolist(), lesson.stops.tolist(), strict=True))):
         rows, known = lesson.rows[start:stop], lesson.known[start:stop]
+        inputs = features[torch.from_numpy(rows)]
         with torch.inference_mode():
-            probabilities = torch.sigmoid(tcn(features[torch.from_numpy(rows)][None])[0]).numpy()
+            logits = [
+                temporal(inputs[None, window.given])[0, window.kept]
+                for window in windows(len(rows), temporal.receptive_field_frames)
+            ]
+            probabilities = torch.sigmoid(torch.cat(logits)).numpy()
         # Rounded, and held to what was judged, as the logs of these recordings would be: `evaluate` finds the same.
         probabilities = probabilities.astype(np.float64).round(6)
         labelled = known & (np.cumsum(known) > warmup_frames)
@@ -423,7 +429,12 @@ def _card(plan: Dataset, recordings: Sequence[Recording], scores: tuple[Score, .
 
 
 def _write(
-    out: Path, plan: Dataset, behaviours: tuple[Behaviour, ...], card: TrainingCard, trunk: Trunk, tcn: Tcn
+    out: Path,
+    plan: Dataset,
+    behaviours: tuple[Behaviour, ...],
+    card: TrainingCard,
+    trunk: Trunk,
+    temporal: TemporalModel,
 ) -> Bundle:
     manifest = Manifest(
         format=FORMAT,
@@ -432,15 +443,16 @@ def _write(
         crop_px=CROP_PX,
         rate_fps=RATE_FPS,
         feature_dim=trunk.feature_dim,
-        state_size=tcn.state_size,
-        receptive_field_frames=tcn.receptive_field_frames,
+        causal=temporal.is_live,
+        state_size=temporal.state_size,
+        receptive_field_frames=temporal.receptive_field_frames,
         warmup_frames=plan.warmup_frames,
         max_gap_s=plan.max_gap_s,
         files={},
         training=card,
     )
     with tempfile.TemporaryDirectory() as folder:
-        export_onnx(trunk, tcn, Path(folder))
+        export_onnx(trunk, temporal, Path(folder))
         contents = {name: Path(folder, name).read_bytes() for name in (FEATURES, TEMPORAL)}
     return write_bundle(out, manifest, {**contents, CARD: _card_text(manifest).encode()})
 
@@ -461,7 +473,7 @@ def _card_text(manifest: Manifest) -> str:
             training.summary.strip(),
             "",
             f"- Behaviours: {names}, one probability each, {manifest.rate_fps} times a second",
-            f"- Memory: {manifest.receptive_field_frames} frames; unknown for the first {manifest.warmup_frames}",
+            f"- Memory: {_memory(manifest)}; unknown for the first {manifest.warmup_frames} frames",
             f"- Trained on {training.date} with seed {training.seed}: {steps}, {training.frames} frames",
             f"- Recordings: {', '.join(training.recordings)}",
             f"- Versions: {versions}",
@@ -474,6 +486,12 @@ def _card_text(manifest: Manifest) -> str:
             "",
         ]
     )
+
+
+def _memory(manifest: Manifest) -> str:
+    frames = manifest.receptive_field_frames
+    reach = f"{frames} frames" if frames else "no bound"
+    return reach if manifest.causal else f"{reach}, later frames among them, so for recorded files alone"
 
 
 def _score_table(scores: Sequence[Score]) -> Table:
