@@ -82,7 +82,13 @@ def read_annotations(
             findings.append(Finding("missing_column", _missing_column(paths, behaviour, columns[behaviour])))
     marks = np.column_stack([np.full(frames, UNKNOWN, np.int8) if found is None else found for found in merged])
     findings += _unknown(tables, frozenset().union(*spellings.values()))
-    return Annotations(tuple(columns), marks), tuple(findings)
+    return Annotations(tuple(columns), marks, _judged(tables, frames)), tuple(findings)
+
+
+def _judged(tables: Sequence[LabelTable], frames: int) -> NDArray[np.bool_] | None:
+    """Frames [N] that one of the tables judged; None where one of them judged every frame."""
+    judged = [np.pad(table.judged, (0, frames - len(table.judged))) for table in tables if table.judged is not None]
+    return np.logical_or.reduce(judged) if len(judged) == len(tables) else None
 
 
 def recognised(path: Path, wanted: frozenset[str] = frozenset()) -> Format:

@@ -44,10 +44,15 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Annotations:
-    """The marks of one recording, for every source frame that was annotated."""
+    """The marks of one recording, for every source frame that was annotated.
+
+    Some label files hold judgements of single pictures (stills), each held until the next. The frames in between
+    repeat a judgement that nobody made of them: good enough to learn from, not to be scored on.
+    """
 
     behaviours: tuple[str, ...]  # [K]
     marks: Marks  # [source frames, K]
+    judged: NDArray[np.bool_] | None = None  # [source frames] somebody looked at it; None: at every annotated one
 
     def at(self, source_frames: NDArray[np.int64]) -> Marks:
         """Marks [N, K] of the given source frames; a frame beyond the last annotated one is not labelled."""
@@ -55,6 +60,20 @@ class Annotations:
         inside = (source_frames >= 0) & (source_frames < len(self.marks))
         found[inside] = self.marks[source_frames[inside]]
         return found
+
+    def shown_stills(self, source_frames: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+        """Which of all sampled source frames, rising int64 [N], show a judged still; None where all were judged.
+
+        A still is shown by the first sampled frame at or after it, and before the next still.
+        """
+        if self.judged is None:
+            return None
+        still = np.searchsorted(np.flatnonzero(self.judged), source_frames, side="right") - 1
+        served = np.flatnonzero((source_frames >= 0) & (still >= 0))
+        _, first = np.unique(still[served], return_index=True)
+        shown = np.zeros(len(source_frames), np.bool_)
+        shown[served[first]] = True
+        return shown
 
 
 def runs(marks: NDArray[np.int8], value: int = 1) -> NDArray[np.int64]:

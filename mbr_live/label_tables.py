@@ -36,6 +36,7 @@ class LabelTable:
     absent: int | None  # mark of a behaviour that is not named here; None: each has to be a column of its own
     foreign_columns: bool = False  # other columns of the file can be anything
     counts_frames: bool = False  # the number of rows is that of the video's frames
+    judged: NDArray[np.bool_] | None = None  # [N] somebody looked at the frame; None: at every one
     findings: tuple[Finding, ...] = ()
 
 
@@ -102,7 +103,14 @@ def read_sparse(path: Path, wanted: Collection[str], frames: int) -> LabelTable:
         findings = (*findings, Finding("too_many_frames", text))
     grid = np.arange(min(int(starts[-1]) + held, frames))
     names = tuple(header[place] for place in places)
-    return LabelTable(names, _held(marks, starts, grid), None, foreign_columns=True, findings=findings)
+    return LabelTable(
+        names,
+        _held(marks, starts, grid),
+        None,
+        foreign_columns=True,
+        findings=findings,
+        judged=np.isin(grid, starts),
+    )
 
 
 def read_binary_table(path: Path, times_ns: TimesNs) -> LabelTable:
