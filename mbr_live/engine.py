@@ -28,11 +28,11 @@ class Engine(Protocol):
         ...
 
     def features(self, crops: Crops) -> Floats:
-        """Crops uint8 [B, H, W, 3] RGB -> features float32 [B, D]."""
+        """Crops uint8 [B, H, W, 3] RGB -> features float32 [B, D]. MbrError for a bundle without a feature network."""
         ...
 
     def step(self, features: Floats, state: Floats) -> tuple[Floats, Floats]:
-        """Features [B, D] and packed state [B, S] of the frame before -> logits [B, K] and state [B, S].
+        """Features, with kinematics, [B, D + M] and packed state [B, S] -> logits [B, K] and state [B, S].
 
         A state of zeros is the start of a recording.
         """
@@ -44,15 +44,9 @@ class OpenVinoEngine:
 
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         manifest = bundle.manifest
-        side, d, s = manifest.crop_px, manifest.feature_dim, manifest.state_size
-        k = len(manifest.behaviours)
-        self._features = _Graph(
-            bundle,
-            FEATURES,
-            inputs={"crops": ((1, side, side, 3), np.uint8)},
-            outputs={"features": ((1, d), np.float32)},
-            threads=threads,
-        )
+        d, s, k = manifest.input_dim, manifest.state_size, len(manifest.behaviours)
+        self._subject = f"Bundle {bundle.path}"
+        self._features = _feature_graph(bundle, threads) if manifest.feature_dim else None
         self._temporal = _Graph(
             bundle,
             TEMPORAL,
@@ -66,6 +60,8 @@ class OpenVinoEngine:
         return f"openvino {ov.__version__.split('-')[0]} cpu f32"
 
     def features(self, crops: Crops) -> Floats:
+        if self._features is None:
+            raise MbrError(f"{self._subject} has no feature network, and was given crops. Give it kinematics alone.")
         (features,) = self._features.per_lane(crops)
         return features
 
@@ -111,6 +107,17 @@ class _Graph:
             for result, buffer in zip(results, self._outputs, strict=True):
                 result[lane] = buffer[0]
         return results
+
+
+def _feature_graph(bundle: Bundle, threads: int) -> _Graph:
+    side = bundle.manifest.crop_px
+    return _Graph(
+        bundle,
+        FEATURES,
+        inputs={"crops": ((1, side, side, 3), np.uint8)},
+        outputs={"features": ((1, bundle.manifest.feature_dim), np.float32)},
+        threads=threads,
+    )
 
 
 def _settings(threads: int) -> dict[str, Any]:

@@ -1,11 +1,12 @@
-"""The one place where the stages meet: locate > crop > features > temporal > decide.
+"""The one place where the stages meet: locate > crop > features, kinematics > temporal > decide.
 
 `Pipeline.step` has no clock, no queue, no thread and no randomness. Live and offline call the same function, so the
 same pixels give the same bytes. All that a camera remembers is one LaneState.
 
 The rule for what is not known. A tick without features (no frame, no animal, a dark or frozen picture) is labelled
 unknown. For up to `max_gap_s` the temporal network goes on with the last features, so that its memory stays aligned
-in time; a longer stretch resets the lane, which then warms up as at the start.
+in time; a longer stretch resets the lane, which then warms up as at the start. Kinematics compare a frame with the
+last one in which the animal was found, until the lane is reset.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from mbr_live import locate
 from mbr_live.bundle import Manifest
 from mbr_live.decide import Rule, RuleState, decide, fresh_rule_states
 from mbr_live.engine import Engine
+from mbr_live.kinematics import Channels, KinematicState, columns, kinematics
+from mbr_live.silhouette import silhouette
 from mbr_live.types import NOT_FOUND, TICK_NS, UNKNOWN, Decision, Frame, Image, Sighting, Status
 
 FROZEN_FRAMES = 50  # no camera delivers the same noise for five seconds
@@ -37,7 +40,8 @@ class LaneState:
     last_index: int  # -1 before the first frame
     locate: locate.LocateState
     temporal: NDArray[np.float32]  # [S]
-    features: NDArray[np.float32] | None  # [D] of the last frame that had some; None after a reset
+    features: NDArray[np.float32] | None  # [D + M] of the last frame that had some; None after a reset
+    kinematics: KinematicState
     rules: tuple[RuleState, ...]  # [K]
     steps: int  # steps of the temporal network since the reset; counts up to the warm-up only
     unknown_frames: int  # length of the unknown stretch that ends at this moment
@@ -45,12 +49,23 @@ class LaneState:
     same_pictures: int  # how often that picture came in a row
 
 
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What the networks are shown of one frame."""
+
+    crop: Image | None  # None where the bundle has no feature network
+    channels: Channels | None  # [M]; None where it takes no kinematics
+
+
 class Pipeline:
     """A bundle at work. Holds no state of any camera: that is in the LaneStates."""
 
     def __init__(self, manifest: Manifest, engine: Engine, window_px: Mapping[str, int] | None = None) -> None:
-        """`window_px` fixes the crop window of a camera, by name; the others find theirs from their first frames."""
+        """`window_px` fixes the crop window of a camera, by name; the others have the bundle's or, where it has none,
+        find theirs from their first frames. MbrError for a bundle of other kinematic channels than are computed here.
+        """
         self.manifest = manifest
+        self._channels = columns(manifest.kinematics, manifest.kinematics_version)
         self._engine = engine
         self._window_px = dict(window_px or {})
         self._rules = tuple(
@@ -65,11 +80,13 @@ class Pipeline:
         """The state of a lane before its first frame, or after a restart that follows tick `last_index`."""
         temporal = np.zeros(self.manifest.state_size, np.float32)
         fresh = fresh_rule_states(self._rules)
-        return LaneState(last_index, locate.initial_state(), temporal, None, fresh, 0, 0, 0, 0)
+        return LaneState(last_index, locate.initial_state(), temporal, None, KinematicState(), fresh, 0, 0, 0, 0)
 
     def window_px(self, camera: str, state: LaneState) -> int | None:
-        """Side of the crop window: the camera's own if it was given, else as found; None while not found yet."""
-        return self._window_px.get(camera) or locate.window_px(state.locate)
+        """Side of the crop window: the camera's own if it was given, else the bundle's, else as found from the frames;
+        None while not found yet.
+        """
+        return self._window_px.get(camera) or self.manifest.window_px or locate.window_px(state.locate)
 
     def step(
         self, frames: Sequence[Frame], states: Mapping[str, LaneState]
@@ -80,16 +97,16 @@ class Pipeline:
         """
         decisions: list[Decision] = []
         after = dict(states)
-        crops: dict[str, Image] = {}
+        views: dict[str, _View] = {}
         seen: dict[str, tuple[Sighting, Status]] = {}
         for frame in frames:
             gap, state = self.gap(frame.camera, frame.index, frame.origin_ns, after[frame.camera])
             decisions += gap
-            sighting, status, crop, state = self._look(frame, state)
+            sighting, status, view, state = self._look(frame, state)
             seen[frame.camera], after[frame.camera] = (sighting, status), state
-            if crop is not None:
-                crops[frame.camera] = crop
-        probabilities = self._classify(crops, after)
+            if view is not None:
+                views[frame.camera] = view
+        probabilities = self._classify(views, after)
         for frame in frames:
             decision, after[frame.camera] = self._decide(
                 frame, *seen[frame.camera], probabilities.get(frame.camera), after[frame.camera]
@@ -111,8 +128,8 @@ class Pipeline:
         gap = Decision(camera, first, UNKNOWN, time_ns, Status.GAP, nan, nan, (), self._unknown, ticks)
         return [gap], replace(state, last_index=until - 1)
 
-    def _look(self, frame: Frame, state: LaneState) -> tuple[Sighting, Status, Image | None, LaneState]:
-        """Is there a picture, and an animal in it? The crop is None where there are no features to be had."""
+    def _look(self, frame: Frame, state: LaneState) -> tuple[Sighting, Status, _View | None, LaneState]:
+        """Is there a picture, and an animal in it? The view is None where there are no features to be had."""
         blind, state = _is_blind(frame.pixels, state)
         if blind:
             return NOT_FOUND, Status.BLIND, None, state
@@ -123,15 +140,28 @@ class Pipeline:
         window_px = self.window_px(frame.camera, state)
         if window_px is None:
             return sighting, Status.WARMUP, None, state
-        crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)
-        return sighting, Status.OK, crop, state
+        view, state = self._viewed(frame.pixels, sighting, window_px, state)
+        return sighting, Status.OK, view, state
 
-    def _classify(self, crops: Mapping[str, Image], states: dict[str, LaneState]) -> dict[str, tuple[float, ...]]:
-        """Probabilities per lane that has a crop; moves the temporal state of those lanes on, in `states`."""
-        if not crops:
+    def _viewed(self, pixels: Image, sighting: Sighting, window_px: int, state: LaneState) -> tuple[_View, LaneState]:
+        crop, channels = None, None
+        if self.manifest.feature_dim:
+            crop = locate.crop(pixels, sighting.x_px, sighting.y_px, window_px)
+        if self.manifest.kinematics:
+            cut = silhouette(pixels, sighting, state.locate, window_px)
+            every, moved = kinematics(cut, state.kinematics)
+            channels, state = every[self._channels], replace(state, kinematics=moved)
+        return _View(crop, channels), state
+
+    def _classify(self, views: Mapping[str, _View], states: dict[str, LaneState]) -> dict[str, tuple[float, ...]]:
+        """Probabilities per lane that has a view; moves the temporal state of those lanes on, in `states`."""
+        if not views:
             return {}
-        cameras = list(crops)
-        features = self._engine.features(np.stack([crops[camera] for camera in cameras]))
+        cameras = list(views)
+        crops = [view.crop for view in views.values() if view.crop is not None]
+        channels = [view.channels for view in views.values() if view.channels is not None]
+        parts = [self._engine.features(np.stack(crops))] if crops else []
+        features = np.concatenate([*parts, np.stack(channels)] if channels else parts, axis=1)
         before = np.stack([states[camera].temporal for camera in cameras])
         logits, temporal = self._engine.step(features, before)
         for lane, camera in enumerate(cameras):
