@@ -46,7 +46,8 @@ from mbr_live.bundle import (
 from mbr_live.dataset import BehaviourSpec, Dataset, Recording, TrainingSettings
 from mbr_live.models import Trunk, TrunkConfig, export_onnx
 from mbr_live.scoring import average_precision, f1
-from mbr_live.temporal import Tcn, TcnConfig
+from mbr_live.temporal import Tcn
+from mbr_live.temporal_config import TcnConfig
 from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, MbrError
 
 THREADS = 2  # a fixed number, since sums in another order give other weights
