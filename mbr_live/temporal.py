@@ -63,13 +63,18 @@ class Ensemble(TemporalModel):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, members: Sequence[TemporalModel], columns: Sequence[Sequence[int]], raw_columns: int) -> None:
-        """`columns` are of each member's input; the last `raw_columns` of the input are to be standardised."""
+    def __init__(
+        self, members: Sequence[TemporalModel], columns: Sequence[Sequence[int]], *, plain: int, raw: int
+    ) -> None:
+        """`columns` are what each member takes of the `plain` columns of the input and the `raw` ones after them, which
+        are to be standardised.
+        """
         super().__init__()
         self.members = cast(Sequence[TemporalModel], nn.ModuleList(members))
         self.columns = [list(each) for each in columns]
-        self.register_buffer("mean", torch.zeros(raw_columns))
-        self.register_buffer("std", torch.ones(raw_columns))
+        self.plain_columns, self.raw_columns = plain, raw
+        self.register_buffer("mean", torch.zeros(raw))
+        self.register_buffer("std", torch.ones(raw))
         self.sizes = [member.state_size for member in members]
         self.state_size = sum(self.sizes)
         reaches = [member.receptive_field_frames for member in members]
@@ -93,7 +98,7 @@ class Ensemble(TemporalModel):
 
     def standardised(self, features: Tensor) -> Tensor:
         """Inputs [..., D + M] with the last M at mean 0, standard deviation 1 and within LIMIT."""
-        plain, raw = torch.split(features, [features.shape[-1] - len(self.mean), len(self.mean)], dim=-1)
+        plain, raw = torch.split(features, [self.plain_columns, self.raw_columns], dim=-1)
         return torch.cat((plain, ((raw - self.mean) / self.std).clamp(-LIMIT, LIMIT)), dim=-1)
 
     def of_member(self, number: int, inputs: Tensor) -> Tensor:
