@@ -105,7 +105,7 @@ class Manifest(_Record):
     kinematics_version: Annotated[int, Field(ge=0)] = 0  # of what these names mean; 0 where there are none
     window_px: Annotated[int, Field(ge=16)] | None = None  # crop window of the training recordings, where it was given
     state_size: Count
-    receptive_field_frames: Count
+    receptive_field_frames: Annotated[int, Field(ge=0)]  # that a label can depend on; 0: no bound
     warmup_frames: Annotated[int, Field(ge=0)]
     max_gap_s: Seconds
     files: dict[str, FileRecord]

@@ -52,6 +52,7 @@ from mbr_live.temporal import Ensemble, TemporalModel, build_temporal
 from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, MbrError
 
 THREADS = 2  # a fixed number, since sums in another order give other weights
+SMALL_THREADS = 1  # without a trunk there is too little to share: two would wait for each other
 _FEATURE_BATCH = 64
 _GRADIENT_NORM = 1.0
 _FRAME_WEIGHT_DECAY = 0.01
@@ -132,7 +133,7 @@ def train(dataset_file: Path, out: Path, *, progress: dataset.Progress, cache: P
     recordings = dataset.prepare(plan, cache or dataset.cache_folder(), progress)
     lessons = [_lesson(recording, plan.max_gap_frames) for recording in recordings]
     lessons_to_learn = [lesson for lesson in lessons if lesson.recording.split == "train"]
-    with _deterministic(plan.training.seed):
+    with _deterministic(plan.training.seed, SMALL_THREADS if plan.model.extractor == "none" else THREADS):
         trunk, temporal = _networks(plan.model, len(plan.behaviours))
         if trunk:
             _train_on_frames(trunk, lessons_to_learn, plan.training, progress)
@@ -158,9 +159,9 @@ def train(dataset_file: Path, out: Path, *, progress: dataset.Progress, cache: P
 
 
 @contextmanager
-def _deterministic(seed: int) -> Iterator[None]:
+def _deterministic(seed: int, use_threads: int) -> Iterator[None]:
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(use_threads)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(seed)
     try:
@@ -498,6 +499,7 @@ def _card_text(manifest: Manifest) -> str:
         for s in training.scores
     ]
     steps = " and ".join(f"{count} steps on {name}" for name, count in training.steps.items())
+    memory = manifest.receptive_field_frames or "any number of"
     versions = ", ".join(f"{name} {version}" for name, version in training.versions.items())
     return "\n".join(
         [
@@ -507,7 +509,7 @@ def _card_text(manifest: Manifest) -> str:
             "",
             f"- Behaviours: {names}, one probability each, {manifest.rate_fps} times a second",
             *_sees(manifest),
-            f"- Memory: {manifest.receptive_field_frames} frames; unknown for the first {manifest.warmup_frames}",
+            f"- Memory: {memory} frames; unknown for the first {manifest.warmup_frames}",
             f"- Trained on {training.date} with seed {training.seed}: {steps}, {training.frames} frames",
             f"- Recordings: {', '.join(training.recordings)}",
             f"- Versions: {versions}",
