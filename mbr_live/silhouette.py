@@ -23,7 +23,7 @@ SIDE = 80
 """Cells of a silhouette along each side, across the crop window."""
 
 AROUND = 1.5  # windows: side of the square that is remembered, to be compared with wherever the animal is next
-FINE = 4  # pixels of the frame per cell along each side, from which on not every pixel is read
+FINE = 3  # pixels of the frame per cell along each side: of twice as many, every second is read, and so on
 BODY_SHARE = 0.62  # of the way from the background to the animal's own grey, from which a cell is body
 OWN_SHARE_DARK, OWN_SHARE_LIGHT = 0.2, 0.5  # quantile of the grey inside a dark, a light animal that is its own
 REACH_MIN = 25.0  # grey levels: where the background is like the animal, little is believed
@@ -71,7 +71,7 @@ def view(surroundings: Surroundings, x_px: float, y_px: float, window_px: int) -
 
 def _surroundings(pixels: Image, x_px: float, y_px: float, window_px: int) -> Surroundings:
     """Grey means of 2 x 2 pixels; of a large window these are every second, third, ... pixel of the frame."""
-    stride = max(1, round(window_px / (FINE * SIDE)))
+    stride = max(1, window_px // (FINE * SIDE))
     pitch = 2 * stride
     top, bottom = _range(y_px, window_px, pitch, pixels.shape[0])
     left, right = _range(x_px, window_px, pitch, pixels.shape[1])
