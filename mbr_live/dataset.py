@@ -67,9 +67,6 @@ _NOISE_MARGIN_PX = 64
 _MAPPED_FROM_BYTES = 8 << 20
 
 
-KinematicSet = Literal["none", "all", "shape"]
-
-
 class BehaviourSpec(Section):
     """A behaviour to learn: what it is called in label files, and how long its bouts and pauses in them are."""
 
@@ -94,7 +91,9 @@ class ModelSettings(Section):
     """What the networks are, and what they see."""
 
     extractor: Literal["slim", "none"] = "slim"  # the trunk that sees the crops; none: kinematics alone
-    kinematics: KinematicSet | Annotated[tuple[Literal["all", "shape"], ...], Field(min_length=1)] = "none"
+    kinematics: (
+        Literal["none", "all", "shape"] | Annotated[tuple[Literal["all", "shape"], ...], Field(min_length=1)]
+    ) = "none"
     temporal: TemporalConfig = TcnConfig()
     ensemble: Annotated[int, Field(ge=1, le=32)] = 1  # temporal networks whose logits are averaged
 
