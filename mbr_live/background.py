@@ -175,15 +175,19 @@ def compare(grey: Grey, background: Plane) -> tuple[Plane, float, float]:
     return background * gain, threshold, float(np.mean(differences > 2 * threshold))
 
 
+def shown(background: Plane) -> Grey:
+    """The background as a picture."""
+    return np.asarray(cv2.convertScaleAbs(background), dtype=np.uint8)
+
+
 def blobs(
-    grey: Grey, background: Plane, heat: Plane, threshold: float, signs: Sequence[int], largest: float, box: Box
+    grey: Grey, known: Grey, heat: Grey, threshold: float, signs: Sequence[int], largest: float, box: Box
 ) -> list[Blob]:
-    """Animal-sized differences from the background in `box`; `heat` is recent motion, 0..1.
+    """Animal-sized differences from the known background in `box`; `heat` is recent motion, 0..255.
 
     A ragged one, and one of more than `largest` pixels, also yields its core: the animal beside its shadow, or on a
     floor that was painted over.
     """
-    known = np.asarray(cv2.convertScaleAbs(background), dtype=np.uint8)
     found = []
     for sign in signs:
         difference = cv2.subtract(*((known[box], grey[box]) if sign < 0 else (grey[box], known[box])))
@@ -199,12 +203,12 @@ def blobs(
     return found
 
 
-def _split(blob: Blob, difference: Grey, grey: Grey, known: Grey, heat: Plane) -> list[Blob]:
+def _split(blob: Blob, difference: Grey, grey: Grey, known: Grey, heat: Grey) -> list[Blob]:
     """The parts of a blob that differ more than it does on average; of one that is not ragged, those in motion."""
     dense = blob.mask * (difference > blob.contrast)
     belief = CORE_STABILITY
     if blob.solidity >= SOLID:
-        dense *= heat[blob.box] > HOT
+        dense *= heat[blob.box] > 255 * HOT
         belief *= max(0.0, 1 - 2 * blob.life)  # the more of its own outline moves, the more it is one animal
     found = []
     for left, top, part in _parts(dense.astype(np.uint8), grey.size):
@@ -344,10 +348,10 @@ def _against_ring(grey: Grey, mask: Grey, left: int, top: int, sign: int, least:
     return difference if cv2.mean(difference, mask=mask)[0] >= least else None
 
 
-def _rim(mask: Grey, left: int, top: int, grey: Grey, known: Grey, heat: Plane) -> tuple[float, float]:
+def _rim(mask: Grey, left: int, top: int, grey: Grey, known: Grey, heat: Grey) -> tuple[float, float]:
     """Share of a part's outline that has moved lately, and whether the outline is of the picture or the background."""
     window, inside = _window(mask, left, top, grey.shape, 2)
     rim = cv2.morphologyEx(inside, cv2.MORPH_GRADIENT, _SQUARE_3)
     here = cv2.mean(cv2.morphologyEx(grey[window], cv2.MORPH_GRADIENT, _SQUARE_3), mask=rim)[0]
     there = cv2.mean(cv2.morphologyEx(known[window], cv2.MORPH_GRADIENT, _SQUARE_3), mask=rim)[0]
-    return cv2.mean(heat[window], mask=rim)[0], (here - there) / (here + there + 1)
+    return cv2.mean(heat[window], mask=rim)[0] / 255, (here - there) / (here + there + 1)

@@ -190,38 +190,33 @@ class _Ahead:
 
     def __init__(self, items: Iterator[Frame]) -> None:
         self._items = items
-        self._queue: queue.Queue[Frame | BaseException | None] = queue.Queue(AHEAD_FRAMES)
-        self._closed = threading.Event()
+        self._ready: queue.SimpleQueue[Frame | BaseException | None] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[bool] = queue.SimpleQueue()  # one True per item that may be taken; False: stop
+        for _ in range(AHEAD_FRAMES):
+            self._room.put(True)
         self._thread = threading.Thread(target=self._fill, name="decode-ahead", daemon=True)
         self._thread.start()
 
     def _fill(self) -> None:
         try:
             for item in self._items:
-                self._put(item)
-                if self._closed.is_set():
+                if not self._room.get():
                     return
-            self._put(None)
+                self._ready.put(item)
+            self._ready.put(None)
         except BaseException as error:  # noqa: BLE001 - handed to the thread that iterates, which raises it
-            self._put(error)
-
-    def _put(self, item: Frame | BaseException | None) -> None:
-        while not self._closed.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                break
-            except queue.Full:
-                continue
+            self._ready.put(error)
 
     def __iter__(self) -> Iterator[Frame]:
-        while (item := self._queue.get()) is not None:
+        while (item := self._ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             yield item
+            self._room.put(True)
 
     def close(self) -> None:
         """End the thread, also when its items were not all taken."""
-        self._closed.set()
+        self._room.put(False)
         self._thread.join()
 
 

@@ -127,6 +127,7 @@ def _settings(threads: int) -> dict[str, Any]:
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
         # Its fusing of small operations gains nothing here, and with one thread it crashes (2026.4) on attention.
         "SNIPPETS_MODE": "DISABLE",
     }

@@ -28,6 +28,7 @@ from mbr_live.background import (
     search_picture,
     search_picture_in,
     search_stride,
+    shown,
 )
 from mbr_live.types import CROP_PX, NOT_FOUND, Image, MbrError, Sighting
 
@@ -48,9 +49,10 @@ CONFIRMED = 0.5  # credit from which the animal counts as known
 PATIENCE_FRAMES = 300  # sightings of one thing among others like it, none ever alive, until all are furniture
 SIGN_OF_LIFE = 0.1  # credit, or motion of the outline, that is enough not to count as furniture
 RIVAL = 0.3  # of the animal's plausibility, for another thing to be like it
-FOLLOW_FRAMES = 4  # on end, in which a known animal is looked for only around where it was
+FOLLOW_FRAMES = 9  # on end, in which a known animal is looked for only around where it was
 REACH = 4.0  # times the root of its area: how far these reach
 OVERSIZE = 3.0  # times the usual area of a known animal: it is that and something else
+_COOLER = (COOL * np.arange(256)).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,10 @@ class LocateState:
     shape: tuple[int, int] = (0, 0)  # of the full frame; (0, 0) before the first
     background: Plane = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     previous: Grey = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
-    heat: Plane = field(default_factory=lambda: np.zeros((0, 0), np.float32))  # recent motion, 0..1
+    known: Grey = field(
+        default_factory=lambda: np.zeros((0, 0), np.uint8)
+    )  # the background, in the light of `previous`
+    heat: Grey = field(default_factory=lambda: np.zeros((0, 0), np.uint8))  # recent motion, 0..255
     threshold: float = 0.0  # grey levels from which a difference counted when the whole picture was last looked at
     followed_frames: int = 0  # frames since then
     place: tuple[float, float] = (float("nan"), float("nan"))  # of the last sighting
@@ -133,7 +138,7 @@ def _followed(pixels: Image, state: LocateState) -> tuple[Sighting, LocateState]
     box = _around(state)
     grey = search_picture_in(pixels, box, state.previous)
     heat = _heated(grey, state, state.threshold, box)
-    candidates = blobs(grey, state.background, heat, state.threshold, _signs(state), OVERSIZE * state.area, box)
+    candidates = blobs(grey, state.known, heat, state.threshold, _signs(state), OVERSIZE * state.area, box)
     animal = _choose(candidates, state)
     if animal is None or _is_cut(animal, box, grey.shape) or not _is_same(animal, state):
         return None
@@ -153,10 +158,13 @@ def _searched(pixels: Image, state: LocateState) -> tuple[Sighting, LocateState]
     box = _everywhere(grey)
     heat = _heated(grey, state, threshold, box)
     largest = OVERSIZE * state.area if state.credit > CONFIRMED else 0.0
-    candidates = blobs(grey, background, heat, threshold, _signs(state), largest, box)
+    candidates = blobs(grey, shown(background), heat, threshold, _signs(state), largest, box)
     animal = _choose(candidates, state)
     background = _learnt(grey, background, candidates, animal, state)
-    state = replace(state, background=background, previous=grey, heat=heat, threshold=threshold, followed_frames=0)
+    state = replace(
+        state, background=background, known=shown(background), previous=grey, heat=heat, threshold=threshold,
+        followed_frames=0,
+    )  # fmt: skip
     if animal is None:
         return NOT_FOUND, replace(state, credit=state.credit * FORGET)
     if not state.proven and _has_rival(animal, candidates, grey):
@@ -181,10 +189,11 @@ def _is_cut(animal: Blob, box: Box, shape: tuple[int, ...]) -> bool:
     )
 
 
-def _heated(grey: Grey, state: LocateState, threshold: float, box: Box) -> Plane:
+def _heated(grey: Grey, state: LocateState, threshold: float, box: Box) -> Grey:
     """Recent motion, cooled by a frame, and where `box` differs from the picture before."""
-    heat: Plane = state.heat * np.float32(COOL)
-    heat[box][cv2.absdiff(grey[box], state.previous[box]) > threshold] = 1.0
+    heat = np.asarray(cv2.LUT(state.heat, _COOLER), dtype=np.uint8)
+    _, moved = cv2.threshold(cv2.absdiff(grey[box], state.previous[box]), threshold, 255, cv2.THRESH_BINARY)
+    heat[box] = cv2.max(heat[box], moved)
     return heat
 
 
@@ -194,7 +203,7 @@ def _everywhere(grey: Grey) -> Box:
 
 def _begun(grey: Grey, state: LocateState) -> LocateState:
     """The state with a new background; what is known of the animal is kept."""
-    heat = np.zeros(grey.shape, np.float32)
+    heat = np.zeros_like(grey)
     return replace(state, background=guess_background(grey), previous=grey, heat=heat)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from mbr_live.background import Grey, Plane, search_stride
+from mbr_live.background import Grey, search_stride
 from mbr_live.locate import LocateState
 from mbr_live.types import Image, Sighting
 
@@ -92,7 +92,7 @@ def _range(centre_px: float, window_px: int, pitch: int, size: int) -> tuple[int
 
 
 def _cut(
-    picture: Grey | Plane,
+    picture: Grey,
     x_px: float,
     y_px: float,
     window_px: int,
@@ -116,7 +116,7 @@ def _body(grey: Grey, x_px: float, y_px: float, window_px: int, located: LocateS
     """The body, uint8 [SIDE, SIDE], in the blob that `locate` took for the animal; a disc where there is none."""
     grid = (x_px, y_px, window_px, search_stride(located.shape), 0.0, (0, 0))
     near = np.asarray(_cut(located.animal * np.uint8(255), *grid, cv2.BORDER_CONSTANT), dtype=np.uint8)
-    known = np.asarray(_cut(located.background, *grid, cv2.BORDER_REPLICATE), dtype=np.float32)
+    known = np.asarray(_cut(located.known, *grid, cv2.BORDER_REPLICATE), dtype=np.float32)
     inside = grey[near > 127]
     if not len(inside):
         return _disc()

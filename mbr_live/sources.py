@@ -293,7 +293,8 @@ class _Picture:
         self.decoded, self.colours = decoded, colours
 
     def __call__(self) -> Image:
-        return np.ascontiguousarray(self.colours.reformat(self.decoded, format="rgb24").to_ndarray())
+        # One thread: handing slices of a picture to others costs more than converting it.
+        return np.ascontiguousarray(self.colours.reformat(self.decoded, format="rgb24", threads=1).to_ndarray())
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def scene(x: float, y: float, axes: tuple[int, int] = (20, 10), angle: float = 0
     place = (round(x), round(y))
     cv2.ellipse(picture, place, axes, angle, 0, 360, (ANIMAL,) * 3, -1)
     cv2.ellipse(mask, place, axes, angle, 0, 360, 1, -1)
-    state = LocateState(shape=(HEIGHT, WIDTH), background=floor.astype(np.float32), animal=mask, sign=-1)
+    state = LocateState(shape=(HEIGHT, WIDTH), known=floor.astype(np.uint8), animal=mask, sign=-1)
     return picture, state
 
 
@@ -72,7 +72,7 @@ def test_channels_are_finite_for_any_picture_and_states_stay_as_they_were(
         picture = rng.integers(low, high + 1, (HEIGHT, WIDTH, 3), dtype=np.uint8)
         located = LocateState(
             shape=(HEIGHT, WIDTH),
-            background=rng.uniform(0, 255, (HEIGHT, WIDTH)).astype(np.float32),
+            known=rng.integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8),
             animal=(rng.random((HEIGHT, WIDTH)) < rng.choice([0.0, 0.5, 1.0])).astype(np.uint8),
             sign=sign,
         )
@@ -136,9 +136,7 @@ def test_a_mirrored_recording_gives_the_same_channels(angle: float) -> None:
         x, y = 90 + 3 * frame, 80 - 2 * (frame % 4)
         picture, state = scene(x, y, (20, 9), angle + 4 * frame)
         values, original = kinematics(silhouette(picture, sighting(x, y), state, WINDOW), original)
-        flipped = dataclasses.replace(
-            state, background=state.background[:, ::-1].copy(), animal=state.animal[:, ::-1].copy()
-        )
+        flipped = dataclasses.replace(state, known=state.known[:, ::-1].copy(), animal=state.animal[:, ::-1].copy())
         seen = silhouette(np.ascontiguousarray(picture[:, ::-1]), sighting(WIDTH - 1 - x, y), flipped, WINDOW)
         others, mirrored = kinematics(seen, mirrored)
         np.testing.assert_allclose(values, others, atol=0.06)
