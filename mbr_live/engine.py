@@ -33,18 +33,21 @@ class Engine(Protocol):
         ...
 
     def features(self, crops: Crops) -> Floats:
-        """Crops uint8 [B, H, W, 3] RGB -> features float32 [B, D]."""
+        """Crops uint8 [B, H, W, 3] RGB -> features float32 [B, D]. MbrError for a bundle without a feature network."""
         ...
 
     def step(self, features: Floats, state: Floats) -> tuple[Floats, Floats]:
-        """Features [B, D] and packed state [B, S] of the frame before -> logits [B, K] and state [B, S].
+        """Features, with kinematics, [B, D + M] and packed state [B, S] -> logits [B, K] and state [B, S].
 
         A state of zeros is the start of a recording. Raises MbrError for a bundle that looks ahead.
         """
         ...
 
     def sequence(self, features: Floats) -> Floats:
-        """Features [T, D] of all ticks of one stretch -> logits [T, K]. Raises MbrError for a causal bundle."""
+        """Features, with kinematics, [T, D + M] of all ticks of one stretch -> logits [T, K].
+
+        Raises MbrError for a causal bundle.
+        """
         ...
 
 
@@ -53,15 +56,8 @@ class OpenVinoEngine:
 
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         manifest = bundle.manifest
-        side, d = manifest.crop_px, manifest.feature_dim
-        self._bundle = bundle
-        self._features = _Graph(
-            bundle,
-            FEATURES,
-            inputs={"crops": ((1, side, side, 3), np.uint8)},
-            outputs={"features": ((1, d), np.float32)},
-            threads=threads,
-        )
+        self._subject = f"Bundle {bundle.path}"
+        self._features = _feature_graph(bundle, threads) if manifest.feature_dim else None
         self._step = _step_graph(bundle, threads) if manifest.causal else None
         self._sequence = None if manifest.causal else _SequenceGraph(bundle, threads)
 
@@ -70,13 +66,15 @@ class OpenVinoEngine:
         return f"openvino {ov.__version__.split('-')[0]} cpu f32"
 
     def features(self, crops: Crops) -> Floats:
+        if self._features is None:
+            raise MbrError(f"{self._subject} has no feature network, and was given crops. Give it kinematics alone.")
         (features,) = self._features.per_lane(crops)
         return features
 
     def step(self, features: Floats, state: Floats) -> tuple[Floats, Floats]:
         if self._step is None:
             raise MbrError(
-                f"Bundle {self._bundle.path}: it looks ahead, and was asked for the label of a single frame. "
+                f"{self._subject}: it looks ahead, and was asked for the label of a single frame. "
                 "It can only label recorded files: mbr-live batch."
             )
         logits, state_out = self._step.per_lane(features, state)
@@ -85,7 +83,7 @@ class OpenVinoEngine:
     def sequence(self, features: Floats) -> Floats:
         if self._sequence is None:
             raise MbrError(
-                f"Bundle {self._bundle.path}: it is causal, and was asked for a whole stretch at once. "
+                f"{self._subject}: it is causal, and was asked for a whole stretch at once. "
                 "Step through the frames one by one."
             )
         return self._sequence.whole(features)
@@ -134,23 +132,23 @@ class _SequenceGraph:
     def __init__(self, bundle: Bundle, threads: int) -> None:
         manifest = bundle.manifest
         self._subject = f"Bundle {bundle.path}: {TEMPORAL}"
-        self._feature_dim, self._behaviours = manifest.feature_dim, len(manifest.behaviours)
+        self._input_dim, self._behaviours = manifest.input_dim, len(manifest.behaviours)
         self._receptive_field_frames = manifest.receptive_field_frames
         self._request = _compiled(
             bundle,
             TEMPORAL,
-            inputs={"features": ((1, _ANY, self._feature_dim), np.float32)},
+            inputs={"features": ((1, _ANY, self._input_dim), np.float32)},
             outputs={"logits": ((1, _ANY, self._behaviours), np.float32)},
             threads=threads,
         )
 
     def whole(self, features: Floats) -> Floats:
-        """Features [T, D] -> logits [T, K]."""
+        """Features [T, D + M] -> logits [T, K]."""
         frames = len(features)
-        if features.shape != (frames, self._feature_dim) or features.dtype != np.float32:
+        if features.shape != (frames, self._input_dim) or features.dtype != np.float32:
             raise MbrError(
                 f"{self._subject} was given {features.dtype} {list(features.shape)}, "
-                f"expected float32 [T, {self._feature_dim}]."
+                f"expected float32 [T, {self._input_dim}]."
             )
         logits = np.empty((frames, self._behaviours), np.float32)
         for window in windows(frames, self._receptive_field_frames):
@@ -183,9 +181,20 @@ def windows(frames: int, receptive_field_frames: int) -> Iterator[Window]:
         yield Window(slice(first, stop + reach), slice(start, stop), slice(start - first, stop - first))
 
 
+def _feature_graph(bundle: Bundle, threads: int) -> _Graph:
+    side = bundle.manifest.crop_px
+    return _Graph(
+        bundle,
+        FEATURES,
+        inputs={"crops": ((1, side, side, 3), np.uint8)},
+        outputs={"features": ((1, bundle.manifest.feature_dim), np.float32)},
+        threads=threads,
+    )
+
+
 def _step_graph(bundle: Bundle, threads: int) -> _Graph:
     manifest = bundle.manifest
-    d, s, k = manifest.feature_dim, manifest.state_size, len(manifest.behaviours)
+    d, s, k = manifest.input_dim, manifest.state_size, len(manifest.behaviours)
     return _Graph(
         bundle,
         TEMPORAL,

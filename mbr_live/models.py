@@ -100,19 +100,22 @@ class _Step(nn.Module):
         return self.temporal.step(features, state)
 
 
-def export_onnx(trunk: Trunk, temporal: TemporalModel, folder: Path) -> None:
-    """Write features.onnx and temporal.onnx to `folder`: the latter one step of a live model, or whole sequences of
-    one that looks ahead. The batch dimension is free, or the length of the sequence.
+def export_onnx(trunk: Trunk | None, temporal: TemporalModel, folder: Path, *, kinematics: int = 0) -> None:
+    """Write features.onnx, if there is a trunk, and temporal.onnx to `folder`: the latter one step of a live model, or
+    whole sequences of one that looks ahead. The batch dimension is free, or the length of the sequence.
 
-    The modules are left in evaluation mode.
+    `kinematics` is the number of channels that the temporal network takes besides the trunk's features. The modules
+    are left in evaluation mode.
     """
-    crops = torch.zeros(1, CROP_PX, CROP_PX, 3, dtype=torch.uint8)
-    _export(trunk, (crops,), folder / FEATURES, ["crops"], ["features"])
+    if trunk:
+        crops = torch.zeros(1, CROP_PX, CROP_PX, 3, dtype=torch.uint8)
+        _export(trunk, (crops,), folder / FEATURES, ["crops"], ["features"])
+    input_dim = (trunk.feature_dim if trunk else 0) + kinematics
     if temporal.is_live:
-        features, state = torch.zeros(1, trunk.feature_dim), torch.zeros(1, temporal.state_size)
+        features, state = torch.zeros(1, input_dim), torch.zeros(1, temporal.state_size)
         _export(_Step(temporal), (features, state), folder / TEMPORAL, ["features", "state"], ["logits", "state_out"])
     else:
-        sequence = torch.zeros(1, _EXAMPLE_FRAMES, trunk.feature_dim)
+        sequence = torch.zeros(1, _EXAMPLE_FRAMES, input_dim)
         _export(temporal, (sequence,), folder / TEMPORAL, ["features"], ["logits"], free={1: "T"})
 
 

@@ -1,12 +1,12 @@
-"""The one place where the stages meet: locate > crop > features > temporal > decide.
+"""The one place where the stages meet: locate > crop > features, kinematics > temporal > decide.
 
 `Pipeline.step` has no clock, no queue, no thread and no randomness. Live and offline call the same function, so the
-same pixels give the same bytes. All that a camera remembers is one LaneState. A bundle that looks ahead, for recorded
-files alone, goes through `Hindsight` instead, which shares every stage but the temporal network.
+same pixels give the same bytes. All that a camera remembers is one LaneState.
 
 The rule for what is not known. A tick without features (no frame, no animal, a dark or frozen picture) is labelled
 unknown. For up to `max_gap_s` the temporal network goes on with the last features, so that its memory stays aligned
-in time; a longer stretch resets the lane, which then warms up as at the start.
+in time; a longer stretch resets the lane, which then warms up as at the start. Kinematics compare a frame with the
+last one in which the animal was found, until the lane is reset.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from mbr_live.blindness import BlindState, is_blind
 from mbr_live.bundle import Manifest
 from mbr_live.decide import Rule, RuleState, decide, fresh_rule_states
 from mbr_live.engine import Engine
+from mbr_live.kinematics import Channels, KinematicState, columns, kinematics
+from mbr_live.silhouette import silhouette
 from mbr_live.types import NOT_FOUND, TICK_NS, UNKNOWN, Decision, Frame, Image, Sighting, Status
 
 
@@ -34,7 +36,8 @@ class LaneState:
     last_index: int  # -1 before the first frame
     locate: locate.LocateState
     temporal: NDArray[np.float32]  # [S]
-    features: NDArray[np.float32] | None  # [D] of the last frame that had some; None after a reset
+    features: NDArray[np.float32] | None  # [D + M] of the last frame that had some; None after a reset
+    kinematics: KinematicState
     rules: tuple[RuleState, ...]  # [K]
     steps: int  # steps of the temporal network since the reset; counts up to the warm-up only
     unknown_frames: int  # length of the unknown stretch that ends at this moment
@@ -49,7 +52,9 @@ class Seen:
     status: Status
     locate: locate.LocateState
     blind: BlindState
-    crop: Image | None = None  # None where there are no features to be had
+    kinematics: KinematicState
+    crop: Image | None = None  # None where the bundle has no feature network, or there are no features to be had
+    channels: Channels | None = None  # [M]; None where it takes no kinematics, or there are none to be had
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class Look:
     """What one tick, or one gap, shows before the temporal network has seen it."""
 
     decision: Decision  # without probabilities and labels
-    features: NDArray[np.float32] | None  # [D]
+    features: NDArray[np.float32] | None  # [D + M]
     goes_on: bool  # whether a stretch goes on after it; where not, later frames say nothing of it
 
 
@@ -65,8 +70,11 @@ class Pipeline:
     """A bundle at work. Holds no state of any camera: that is in the LaneStates."""
 
     def __init__(self, manifest: Manifest, engine: Engine, window_px: Mapping[str, int] | None = None) -> None:
-        """`window_px` fixes the crop window of a camera, by name; the others find theirs from their first frames."""
+        """`window_px` fixes the crop window of a camera, by name; the others have the bundle's or, where it has none,
+        find theirs from their first frames. MbrError for a bundle of other kinematic channels than are computed here.
+        """
         self.manifest = manifest
+        self._channels = columns(manifest.kinematics, manifest.kinematics_version)
         self._engine = engine
         self._window_px = dict(window_px or {})
         self._rules = tuple(
@@ -81,14 +89,18 @@ class Pipeline:
         """The state of a lane before its first frame, or after a restart that follows tick `last_index`."""
         temporal = np.zeros(self.manifest.state_size, np.float32)
         fresh = fresh_rule_states(self._rules)
-        return LaneState(last_index, locate.initial_state(), temporal, None, fresh, 0, 0, BlindState())
+        return LaneState(
+            last_index, locate.initial_state(), temporal, None, KinematicState(), fresh, 0, 0, BlindState()
+        )
 
     def window_px(self, camera: str, state: LaneState) -> int | None:
-        """Side of the crop window: the camera's own if it was given, else as found; None while not found yet."""
+        """Side of the crop window: the camera's own if it was given, else the bundle's, else as found from the frames;
+        None while not found yet.
+        """
         return self._window_of(camera, state.locate)
 
     def _window_of(self, camera: str, located: locate.LocateState) -> int | None:
-        return self._window_px.get(camera) or locate.window_px(located)
+        return self._window_px.get(camera) or self.manifest.window_px or locate.window_px(located)
 
     def step(
         self, frames: Sequence[Frame], states: Mapping[str, LaneState]
@@ -162,15 +174,20 @@ class Pipeline:
         """Is there a picture, and an animal in it?"""
         blind, looked = is_blind(frame.pixels, state.blind)
         if blind:
-            return Seen(NOT_FOUND, Status.BLIND, state.locate, looked)
+            return Seen(NOT_FOUND, Status.BLIND, state.locate, looked, state.kinematics)
         sighting, located = locate.locate(frame.pixels, state.locate)
         if not sighting.found:
-            return Seen(sighting, Status.LOST, located, looked)
+            return Seen(sighting, Status.LOST, located, looked, state.kinematics)
         window_px = self._window_of(frame.camera, located)
         if window_px is None:
-            return Seen(sighting, Status.WARMUP, located, looked)
-        crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)
-        return Seen(sighting, Status.OK, located, looked, crop)
+            return Seen(sighting, Status.WARMUP, located, looked, state.kinematics)
+        crop, channels, moved = None, None, state.kinematics
+        if self.manifest.feature_dim:
+            crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)
+        if self.manifest.kinematics:
+            every, moved = kinematics(silhouette(frame.pixels, sighting, located, window_px), moved)
+            channels = every[self._channels]
+        return Seen(sighting, Status.OK, located, looked, moved, crop, channels)
 
     def _undecided(self, frame: Frame, seen: Seen) -> Decision:
         return Decision(
@@ -179,18 +196,27 @@ class Pipeline:
         )  # fmt: skip
 
     def _features(self, seen: Mapping[str, Seen]) -> dict[str, NDArray[np.float32]]:
-        """Features [D] per lane that has a crop."""
-        crops = {camera: each.crop for camera, each in seen.items() if each.crop is not None}
+        """What the temporal network takes, [D + M], per lane that has it."""
+        cameras = [camera for camera, each in seen.items() if each.status is Status.OK]
+        crops = [each.crop for each in seen.values() if each.crop is not None]
+        channels = [each.channels for each in seen.values() if each.channels is not None]
+        return dict(zip(cameras, self._inputs(crops, channels), strict=True)) if cameras else {}
+
+    def _inputs(self, crops: Sequence[Image], channels: Sequence[Channels]) -> NDArray[np.float32]:
+        """Of lanes that have crops, channels or both, as the bundle wants them: [B, D + M]."""
+        if not channels:
+            return self._engine.features(_lanes(crops))
         if not crops:
-            return {}
-        return dict(zip(crops, self._engine.features(_lanes(list(crops.values()))), strict=True))
+            return _lanes(channels)
+        return np.concatenate((self._engine.features(_lanes(crops)), _lanes(channels)), axis=1)
 
     def _remember(self, index: int, seen: Seen, features: NDArray[np.float32] | None, state: LaneState) -> LaneState:
         if features is None:
             return replace(self._pass_unknown(state), last_index=index, locate=seen.locate, blind=seen.blind)
         return replace(
-            state, last_index=index, locate=seen.locate, blind=seen.blind, features=features, unknown_frames=0
-        )
+            state, last_index=index, locate=seen.locate, blind=seen.blind, kinematics=seen.kinematics,
+            features=features, unknown_frames=0,
+        )  # fmt: skip
 
     def _stepped(
         self, looks: Sequence[Look], states: Mapping[str, LaneState]

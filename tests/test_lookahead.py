@@ -338,8 +338,8 @@ class _Told(Pipeline):
 
     def _sight(self, frame: Frame, state: LaneState) -> Seen:
         if self._pattern[frame.index] == "lost":
-            return Seen(NOT_FOUND, Status.LOST, state.locate, state.blind)
-        return Seen(NOT_FOUND, Status.OK, state.locate, state.blind, frame.pixels)
+            return Seen(NOT_FOUND, Status.LOST, state.locate, state.blind, state.kinematics)
+        return Seen(NOT_FOUND, Status.OK, state.locate, state.blind, state.kinematics, frame.pixels)
 
 
 # Live.
