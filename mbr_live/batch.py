@@ -18,7 +18,7 @@ from pathlib import Path
 
 from mbr_live.bundle import Bundle
 from mbr_live.engine import Engine
-from mbr_live.pipeline import LaneState, Pipeline
+from mbr_live.pipeline import Hindsight, LaneState, Pipeline
 from mbr_live.sinks import (
     BOUTS_SUFFIX,
     LABELS_SUFFIX,
@@ -107,6 +107,7 @@ def run_job(
             finished=datetime.now(UTC).isoformat(),
             bundle=bundle.manifest.name,
             bundle_sha256=bundle.sha256,
+            causal=bundle.manifest.causal,
             engine=engine.name,
             versions=versions(),
             sources=[str(path) for path in job.paths],
@@ -130,6 +131,8 @@ def _label(frames: Iterator[Frame], name: str, pipeline: Pipeline, log: SessionL
     """Run all frames through the pipeline into the log; the state in the end."""
     state = pipeline.start()
     restarts = list(replayed.restarts)
+    hindsight = Hindsight(pipeline)
+    step = pipeline.step if pipeline.manifest.causal else hindsight.step
     last, origin_ns = -1, 0
     with closing(_Ahead(frames)) as decoded:
         for frame in decoded:
@@ -137,15 +140,14 @@ def _label(frames: Iterator[Frame], name: str, pipeline: Pipeline, log: SessionL
             if replayed.lost(frame.index):
                 continue
             while restarts and frame.index > restarts[0]:
-                _, state = pipeline.gap(name, restarts.pop(0) + 1, origin_ns, state)
+                gaps, state = pipeline.gap(name, restarts.pop(0) + 1, origin_ns, state)
+                log.write_all([*hindsight.flush(), *gaps])
                 state = pipeline.start(state.last_index)
-            decisions, states = pipeline.step([frame], {name: state})
+            decisions, states = step([frame], {name: state})
             state = states[name]
-            for decision in decisions:
-                log.write(decision)
+            log.write_all(decisions)
     gaps, state = pipeline.gap(name, last + 1, origin_ns, state)
-    for decision in gaps:
-        log.write(decision)
+    log.write_all([*hindsight.flush(), *gaps])
     return state
 
 

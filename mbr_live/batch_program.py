@@ -51,6 +51,8 @@ def batch_program(
             done.append(run)
     if done:
         Console().print(_table(done))
+        if not bundle.manifest.causal:
+            print(f"bundle {bundle.manifest.name} looks ahead: these labels are not what a live camera would get")
         print(f"labels, bouts and manifests: {out}")
     return 0 if len(done) == len(jobs) else EXIT_SOME_FAILED
 

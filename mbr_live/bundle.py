@@ -1,9 +1,13 @@
-"""Model bundles: a folder with a manifest, two ONNX graphs and a card. No pickle and no code.
+"""Model bundles: a folder with a manifest, one or two ONNX graphs and a card. No pickle and no code.
 
     manifest.json    what the model is; sizes and hashes of the other files
-    features.onnx    crops uint8 [B, H, W, 3] RGB -> features float32 [B, D]
-    temporal.onnx    features [B, D], state [B, S] -> logits [B, K], state_out [B, S]
+    features.onnx    crops uint8 [B, H, W, 3] RGB -> features float32 [B, D]; not there where D is 0
+    temporal.onnx    causal: features [B, D + M], state [B, S] -> logits [B, K], state_out [B, S]
+                     looks ahead: features [1, T, D + M] -> logits [1, T, K], of a whole stretch at once
     card.md          for people: what it was trained on, how well it does, what it must not be used for
+
+The temporal network takes the D features of the crop and then M kinematic channels, by name (`kinematics`); both are as
+they come, since what they are standardised by is inside the graph.
 
 A bundle is checked whole before anything of it is used: every file, its size and its hash.
 """
@@ -28,13 +32,14 @@ MANIFEST = "manifest.json"
 FEATURES = "features.onnx"
 TEMPORAL = "temporal.onnx"
 CARD = "card.md"
-CONTENTS = (FEATURES, TEMPORAL, CARD)
+CONTENTS = (FEATURES, TEMPORAL, CARD)  # of a bundle with a feature network
 
 _LOG_COLUMNS = ("frame", "source_frame", "time_ns", "status", "x_px", "y_px")
 
 Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]
 Seconds = Annotated[float, Field(ge=0.0, le=3600.0)]
 Count = Annotated[int, Field(ge=1)]
+NoOrCount = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -97,10 +102,14 @@ class Manifest(_Record):
     behaviours: Annotated[tuple[Behaviour, ...], Field(min_length=1, max_length=64)]
     crop_px: Count
     rate_fps: Count
-    feature_dim: Count
-    state_size: Count
-    receptive_field_frames: Count
-    warmup_frames: Annotated[int, Field(ge=0)]
+    feature_dim: NoOrCount  # D; 0: no feature network
+    kinematics: tuple[str, ...] = ()  # [M] channels, of `mbr_live.kinematics`
+    kinematics_version: NoOrCount = 0  # of what these names mean; 0 where there are none
+    window_px: Annotated[int, Field(ge=16)] | None = None  # crop window of the training recordings, where it was given
+    causal: bool = True  # False: it looks ahead, for recorded files alone
+    state_size: NoOrCount  # of the one-step form; 0 for a model that looks ahead, which has none
+    receptive_field_frames: NoOrCount  # that an output can depend on; 0: no bound
+    warmup_frames: NoOrCount
     max_gap_s: Seconds
     files: dict[str, FileRecord]
     training: TrainingCard
@@ -112,6 +121,31 @@ class Manifest(_Record):
         if twice:
             raise ValueError(f"behaviour names clash with each other or with a column of the label log: {twice}")
         return self
+
+    @model_validator(mode="after")
+    def _state_is_of_a_causal_model(self) -> Self:
+        if self.causal != (self.state_size > 0):
+            expected = "at least 1 in a causal bundle" if self.causal else "0 in one that looks ahead (causal: false)"
+            raise ValueError(f"state_size is {self.state_size}, expected {expected}")
+        return self
+
+    @model_validator(mode="after")
+    def _sees_something(self) -> Self:
+        if not self.input_dim:
+            raise ValueError("feature_dim is 0 and there are no kinematics: the model would see nothing")
+        if bool(self.kinematics) != bool(self.kinematics_version) or len(set(self.kinematics)) < len(self.kinematics):
+            raise ValueError("kinematics and kinematics_version do not fit, or a channel is there twice")
+        return self
+
+    @property
+    def input_dim(self) -> int:
+        """D + M, numbers that the temporal network takes per frame."""
+        return self.feature_dim + len(self.kinematics)
+
+    @property
+    def contents(self) -> tuple[str, ...]:
+        """The files of the bundle beside its manifest."""
+        return CONTENTS if self.feature_dim else (TEMPORAL, CARD)
 
     @property
     def behaviour_names(self) -> tuple[str, ...]:
@@ -165,18 +199,28 @@ def load_bundle(path: Path) -> Bundle:
     return Bundle(path, manifest, hashlib.sha256(text).hexdigest())
 
 
+def check_live(bundle: Bundle) -> None:
+    """Raises MbrError for a bundle that looks ahead: a live label can not wait for later frames."""
+    if not bundle.manifest.causal:
+        raise MbrError(
+            f"Bundle {bundle.path} ({bundle.manifest.name}) looks ahead: its labels depend on frames that a live "
+            "camera has yet to deliver. Live needs a causal bundle: give one, or label recorded files with this one: "
+            "mbr-live batch."
+        )
+
+
 def write_bundle(path: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
     """Write a bundle to folder `path` and load it back.
 
-    `contents` holds features.onnx, temporal.onnx and card.md; `manifest.files` is replaced by their records.
+    `contents` holds the files that `manifest.contents` names; `manifest.files` is replaced by their records.
     The folder is written beside and renamed, so that nobody sees half a bundle. A bundle that is there is
     replaced; anything else there is left alone and raises MbrError.
     """
-    if sorted(contents) != sorted(CONTENTS):
-        raise MbrError(f"Bundle {path}: contents are {sorted(contents)}, expected {sorted(CONTENTS)}.")
+    if sorted(contents) != sorted(manifest.contents):
+        raise MbrError(f"Bundle {path}: contents are {sorted(contents)}, expected {sorted(manifest.contents)}.")
     path = path.resolve()
     check_replaceable(path)
-    records = {name: _record(contents[name]) for name in CONTENTS}
+    records = {name: _record(contents[name]) for name in manifest.contents}
     text = manifest.model_copy(update={"files": records}).model_dump_json(indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
@@ -238,13 +282,14 @@ def _check_listing(path: Path, manifest: Manifest) -> None:
     for name in manifest.files:
         if Path(name).name != name or "\\" in name or name == "..":
             raise MbrError(f"Bundle {path}: the manifest names {name!r}, outside the folder. Do not use it.")
-    if set(manifest.files) != set(CONTENTS):
-        raise MbrError(f"Bundle {path}: the manifest lists {sorted(manifest.files)}, expected {sorted(CONTENTS)}.")
+    expected = set(manifest.contents)
+    if set(manifest.files) != expected:
+        raise MbrError(f"Bundle {path}: the manifest lists {sorted(manifest.files)}, expected {sorted(expected)}.")
     present = {entry.name for entry in path.iterdir()}
-    missing = sorted(set(CONTENTS) - present)
+    missing = sorted(expected - present)
     if missing:
         raise MbrError(f"Bundle {path} lacks {', '.join(missing)}. Copy the bundle again.")
-    extra = sorted(present - set(CONTENTS) - {MANIFEST})
+    extra = sorted(present - expected - {MANIFEST})
     if extra:
         raise MbrError(f"Bundle {path} holds {', '.join(extra)}, not part of it. Move it out of the folder.")
 
@@ -302,6 +347,7 @@ __all__ = [
     "Manifest",
     "Score",
     "TrainingCard",
+    "check_live",
     "check_replaceable",
     "load_bundle",
     "write_bundle",

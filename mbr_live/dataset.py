@@ -14,23 +14,24 @@ import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, BinaryIO, Literal, Self
 
 import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PrivateAttr, ValidationError, field_validator
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from mbr_live import locate, sampler, simulate, sources, splits
 from mbr_live.annotation_formats import read_annotations
 from mbr_live.annotations import Annotations, Finding, Marks, ProblemKind, Severity
 from mbr_live.blindness import BlindState, is_blind
+from mbr_live.kinematics import ALL, CHANNELS, SHAPE, KinematicState, kinematics
 from mbr_live.recordings import (
     NO_RANDOM,
     Clip,
@@ -49,8 +50,10 @@ from mbr_live.recordings import (
     video_spec,
     with_splits,
 )
+from mbr_live.silhouette import silhouette
 from mbr_live.splits import Fold, Split
-from mbr_live.types import CROP_PX, UNKNOWN, Image, MbrError
+from mbr_live.temporal_config import TcnConfig, TemporalConfig
+from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, Image, MbrError
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +63,7 @@ Progress = Callable[[str, int, int], None]
 # The modules that a rendered video and its crops depend on; a change of one of them makes these anew.
 RENDERED_BY = ("simulate*.py",)
 CROPPED_BY = ("background.py", "blindness.py", "locate.py", "sampler.py", "sources.py")
+MEASURED_BY = (*CROPPED_BY, "silhouette.py", "kinematics.py")
 
 _NOISE_MARGIN_PX = 64
 _MAPPED_FROM_BYTES = 8 << 20
@@ -85,8 +89,46 @@ class Augmentation(Section):
     noise: float = 8.0
 
 
+class ModelSettings(Section):
+    """What the networks are, and what they see."""
+
+    extractor: Literal["slim", "none"] = "slim"  # the trunk that sees the crops; none: kinematics alone
+    kinematics: (
+        Literal["none", "all", "shape"] | Annotated[tuple[Literal["all", "shape"], ...], Field(min_length=1)]
+    ) = "none"
+    temporal: TemporalConfig = TcnConfig()
+    ensemble: Annotated[int, Field(ge=1, le=32)] = 1  # temporal networks whose logits are averaged
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.extractor == "none" and self.kinematics == "none":
+            raise ValueError("extractor and kinematics are both 'none': the model would see nothing")
+        if len(self.channel_sets) > self.ensemble:
+            raise ValueError(f"kinematics lists {len(self.channel_sets)} sets; give ensemble at least as many members")
+        return self
+
+    @property
+    def channel_sets(self) -> tuple[tuple[str, ...], ...]:
+        """The kinematic channels of the members, who take these sets in turn; none: they take no kinematics."""
+        if self.kinematics == "none":
+            return ()
+        sets = {"all": ALL, "shape": SHAPE}
+        return tuple(
+            sets[name] for name in ([self.kinematics] if isinstance(self.kinematics, str) else self.kinematics)
+        )
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """All kinematic channels that some member takes."""
+        used = set(chain.from_iterable(self.channel_sets))
+        return tuple(name for name in CHANNELS if name in used)
+
+
 class TrainingSettings(Section):
-    """Single frames train the trunk; sequences then train the temporal network on the features of all frames."""
+    """Single frames train the trunk; sequences then train the temporal network on the features of all frames.
+
+    What has to do with sparse labels, and with few recordings, is off by default.
+    """
 
     seed: int = 1
     frames_per_step: Annotated[int, Field(ge=2)] = 64
@@ -96,6 +138,15 @@ class TrainingSettings(Section):
     sequences_per_step: Annotated[int, Field(ge=1)] = 16
     sequence_steps: Annotated[int, Field(ge=1)] = 300
     sequence_learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    sequence_weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    unscored_frames: Annotated[int, Field(ge=0)] = 3  # at the start of a sequence: too early to have seen a movement
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # 1 is learnt as 1 - half of this, 0 as half of it
+    held_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0  # of a frame that repeats the label of a judged still
+    sequence_noise: Annotated[float, Field(ge=0.0)] = 0.0  # standard deviation per sequence of each kinematic channel,
+    frame_noise: Annotated[float, Field(ge=0.0)] = 0.0  # ... and per frame; in standard deviations of the channel
+    channel_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # share of kinematic values set to their mean
+    draw: Literal["even", "by_count"] = "even"  # of recordings; by_count: by the root of their frames of a behaviour
+    threshold: Literal["fit", "shrunk"] | Annotated[float, Field(gt=0.0, lt=1.0)] = "fit"  # shrunk: fitted, towards 0.5
     augmentation: Augmentation = Augmentation()
 
 
@@ -151,6 +202,7 @@ class Dataset(Section):
     warmup_frames: Annotated[int, Field(ge=0)] = 20
     max_gap_s: Annotated[float, Field(ge=0.0)] = 0.5
     behaviours: Annotated[tuple[BehaviourSpec, ...], Field(min_length=1)]
+    model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     window_px: Annotated[int, Field(ge=16)] | None = None  # one crop window for all; default: each finds its own
     split_by: str = "group"
@@ -192,6 +244,11 @@ class Dataset(Section):
         return tuple(chain.from_iterable(clip_findings(entry, self._folder) for entry in self.clips))
 
     @property
+    def max_gap_frames(self) -> int:
+        """Ticks without features that a lane bridges."""
+        return round(self.max_gap_s * RATE_FPS)
+
+    @property
     def caveats(self) -> tuple[str, ...]:
         """What has to stand beside every score."""
         if not self.groups_share_animal:
@@ -201,15 +258,29 @@ class Dataset(Section):
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """The N frames of a recording that have a crop, in order."""
+    """The N frames of a recording that show the animal in a window, in order."""
 
     name: str
     subject: str  # what scores are given for: the recording, or the group of a clip
     split: str
     ticks: NDArray[np.int64]  # [N] of the 10 fps grid
-    crops: NDArray[np.uint8]  # [N, H, W, 3], mapped from a file where they are many
+    crops: NDArray[np.uint8] | None  # [N, H, W, 3], mapped from a file where they are many; None: not needed
+    channels: NDArray[np.float32] | None  # [N, M] kinematics; None: not needed
     truth: Marks  # [N, K]
     judged: NDArray[np.bool_]  # [N] the mark is somebody's judgement of this frame, not held from an earlier one
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What is cached of a recording; crops and channels where they are needed."""
+
+    rows: Path  # ticks and source frames, int64 [N, 2]
+    crops: Path | None
+    channels: Path | None  # float32 [N, len(CHANNELS)]
+
+    def missing(self) -> tuple[Path, ...]:
+        wanted = (self.rows, self.crops, self.channels)
+        return tuple(path for path in wanted if path and not path.is_file())
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,9 +463,9 @@ def cache_folder() -> Path:
 
 
 def prepare(dataset: Dataset, cache: Path, progress: Progress) -> list[Recording]:
-    """Crop and read every recording to train on or to validate with, in the dataset's order, on two processes.
+    """Crop, measure and read every recording to train on or to validate with, in the dataset's order, on two processes.
 
-    Recordings without a labelled crop are left out, with a warning. What is in the cache is not made again.
+    Recordings without a labelled frame are left out, with a warning. What is in the cache is not made again.
     """
     cache.mkdir(parents=True, exist_ok=True)
     specs = [spec for spec in dataset.all_recordings() if spec.split != "test"]
@@ -405,12 +476,15 @@ def prepare(dataset: Dataset, cache: Path, progress: Progress) -> list[Recording
         known[spec.name] = annotations_of(spec, dataset, cache)
         progress("labels", len(known), len(real))
     specs = [spec for spec in specs if spec.name not in known or np.any(known[spec.name].marks != UNKNOWN)]
-    files = {spec.name: _crop_files(spec, dataset.window_px, cache) for spec in specs}
-    missing = [spec for spec in specs if not all(map(Path.is_file, files[spec.name]))]
+    files = {spec.name: _files(spec, dataset, cache) for spec in specs}
+    missing = [spec for spec in specs if files[spec.name].missing()]
     progress("recordings", len(specs) - len(missing), len(specs))
     if missing:
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
-            tasks = [workers.submit(_prepare_one, spec, dataset.window_px, cache, files[spec.name]) for spec in missing]
+            tasks = [
+                workers.submit(_prepare_one, spec, dataset.window_px, dataset.max_gap_frames, cache, files[spec.name])
+                for spec in missing
+            ]
             try:
                 for left, task in zip(reversed(range(len(tasks))), as_completed(tasks), strict=True):
                     task.result()
@@ -419,7 +493,9 @@ def prepare(dataset: Dataset, cache: Path, progress: Progress) -> list[Recording
                 workers.shutdown(cancel_futures=True)
                 raise
     recordings = [
-        _load(spec, known.get(spec.name) or annotations_of(spec, dataset, cache), files[spec.name], cache)
+        _load(
+            spec, known.get(spec.name) or annotations_of(spec, dataset, cache), files[spec.name], dataset.model, cache
+        )
         for spec in specs
     ]
     for recording in recordings:
@@ -478,30 +554,34 @@ def _random_tone(settings: Augmentation, rng: np.random.Generator) -> NDArray[np
     return np.asarray((levels - 128.0) * contrast + 128.0 + brightness, np.float32)
 
 
-def _prepare_one(spec: RecordingSpec, window_px: int | None, cache: Path, files: tuple[Path, Path]) -> None:
-    """Make the crops and rows of a recording."""
+def _prepare_one(spec: RecordingSpec, window_px: int | None, max_gap_frames: int, cache: Path, files: _Files) -> None:
+    """Make what is missing of a recording."""
     cv2.setNumThreads(1)
-    crops, rows = files
     source = sources.JoinedFiles(spec.name, [sources.open_video(video) for video in video_files(spec, cache)])
-    found = _write_crops(source, window_px, crops)
-    if not len(found) and not isinstance(spec.source, Clip):
+    rows = _write_frames(source, window_px, max_gap_frames, files)
+    if not len(rows) and not isinstance(spec.source, Clip):
         raise MbrError(
             f"{spec.name}: the animal was not found for long enough to crop it. Give a longer recording, or "
             "window_px = the side of the crop window."
         )
-    _save(rows, found)
+    _save(files.rows, rows)
 
 
-def _crop_files(spec: RecordingSpec, window_px: int | None, cache: Path) -> tuple[Path, Path]:
-    """Crops and rows of a recording in the cache, named by all that they depend on."""
+def _files(spec: RecordingSpec, dataset: Dataset, cache: Path) -> _Files:
+    """The files of a recording in the cache, named by all that they depend on."""
     if isinstance(spec.source, SimulatedRecording):
         pictures = spec.source.model_dump_json(exclude={"split"})
     else:
         pictures = " ".join(_content_hash(video, cache) for video in video_files(spec))
-    window = f" window {window_px}" if window_px else ""
+    window = f" window {dataset.window_px}" if dataset.window_px else ""
     key = key_of(pictures + window, (*RENDERED_BY, *CROPPED_BY))
+    measured = key_of(f"{pictures}{window} gap {dataset.max_gap_frames}", (*RENDERED_BY, *MEASURED_BY))
     name = file_name(spec.name)
-    return cache / f"{name}.{key}.crops.npy", cache / f"{name}.{key}.rows.npy"
+    return _Files(
+        cache / f"{name}.{key}.rows.npy",
+        cache / f"{name}.{key}.crops.npy" if dataset.model.extractor != "none" else None,
+        cache / f"{name}.{measured}.channels.npy" if dataset.model.channels else None,
+    )
 
 
 def _content_hash(path: Path, cache: Path) -> str:
@@ -518,21 +598,35 @@ def _content_hash(path: Path, cache: Path) -> str:
     return kept.read_text(encoding="utf-8")
 
 
-def _write_crops(source: sources.Source, window_px: int | None, crops: Path) -> NDArray[np.int64]:
-    """Write the crops of all 10 fps frames with an animal; their ticks and source frames, int64 [N, 2]."""
-    state, seen = locate.initial_state(), BlindState()
-    found: list[tuple[int, int]] = []
-    with _crop_file(crops) as write:
+def _write_frames(
+    source: sources.Source, window_px: int | None, max_gap_frames: int, files: _Files
+) -> NDArray[np.int64]:
+    """Write the missing crops and channels of all 10 fps frames with an animal; their rows, int64 [N, 2]."""
+    state, seen, moved = locate.initial_state(), BlindState(), KinematicState()
+    rows: list[tuple[int, int]] = []
+    channels: list[NDArray[np.float32]] = []
+    missing = files.missing()
+    with ExitStack() as stack:
+        write = stack.enter_context(_crop_file(files.crops)) if files.crops and files.crops in missing else None
         for frame in sources.sampled(source, source.name):
             blind, seen = is_blind(frame.pixels, seen)
             if blind:
                 continue
             sighting, state = locate.locate(frame.pixels, state)
             side = window_px or locate.window_px(state)
-            if sighting.found and side is not None:
+            if not sighting.found or side is None:
+                continue
+            if write:
                 write(locate.crop(frame.pixels, sighting.x_px, sighting.y_px, side))
-                found.append((frame.index, frame.source_frame))
-    return np.array(found, np.int64).reshape(-1, 2)
+            if files.channels in missing:
+                if rows and frame.index - rows[-1][0] - 1 > max_gap_frames:
+                    moved = KinematicState()  # as the pipeline resets a lane
+                measured, moved = kinematics(silhouette(frame.pixels, sighting, state, side), moved)
+                channels.append(measured)
+            rows.append((frame.index, frame.source_frame))
+    if files.channels in missing and files.channels:
+        _save(files.channels, np.array(channels, np.float32).reshape(-1, len(CHANNELS)))
+    return np.array(rows, np.int64).reshape(-1, 2)
 
 
 @contextmanager
@@ -562,18 +656,29 @@ def _crop_file(path: Path) -> Iterator[Callable[[Image], None]]:
         partial.unlink(missing_ok=True)
 
 
-def _load(spec: RecordingSpec, annotations: Annotations, files: tuple[Path, Path], cache: Path) -> Recording:
-    crops, rows = files
-    ticks, source_frames = np.load(rows, allow_pickle=False).T
-    # A mapped file stays open: thousands of clips would be more than a process may have.
-    pictures = np.load(crops, mmap_mode="r" if crops.stat().st_size > _MAPPED_FROM_BYTES else None)
-    subject = spec.group if isinstance(spec.source, Clip) else spec.name
+def _load(spec: RecordingSpec, annotations: Annotations, files: _Files, model: ModelSettings, cache: Path) -> Recording:
+    ticks, source_frames = np.load(files.rows, allow_pickle=False).T
+    crops, channels = None, None
+    if files.crops:
+        # A mapped file stays open: thousands of clips would be more than a process may have.
+        crops = np.load(files.crops, mmap_mode="r" if files.crops.stat().st_size > _MAPPED_FROM_BYTES else None)
+    if files.channels:
+        chosen = [CHANNELS.index(name) for name in model.channels]
+        channels = np.load(files.channels, allow_pickle=False)[:, chosen]
     judged = np.ones(len(ticks), np.bool_)
     if annotations.judged is not None:
         sampled = sampled_frames(spec, cache)  # a still is shown by one of these, whether the animal was found or not
         judged = np.isin(source_frames, sampled[annotations.judged_at(sampled)])
-    truth = annotations.at(source_frames)
-    return Recording(spec.name, subject, spec.split or "train", ticks, pictures, truth, judged)
+    return Recording(
+        name=spec.name,
+        subject=spec.group if isinstance(spec.source, Clip) else spec.name,
+        split=spec.split or "train",
+        ticks=ticks,
+        crops=crops,
+        channels=channels,
+        truth=annotations.at(source_frames),
+        judged=judged,
+    )
 
 
 def _rendered(recording: SimulatedRecording, cache: Path) -> tuple[Path, Path]:

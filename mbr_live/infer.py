@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 
-from mbr_live.bundle import load_bundle
+from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config
 from mbr_live.engine import OpenVinoEngine
 from mbr_live.latency import LatencyHistogram
@@ -52,8 +52,9 @@ _log = logging.getLogger(__name__)
 
 def infer(config: Config) -> None:
     """Label what the cameras of `config` send, until told to stop and every camera has ended or fallen silent."""
-    config.out.mkdir(parents=True, exist_ok=True)
     bundle = load_bundle(config.bundle)
+    check_live(bundle)
+    config.out.mkdir(parents=True, exist_ok=True)
     engine = OpenVinoEngine(bundle)
     windows = {camera.name: camera.window_px for camera in config.camera if camera.window_px is not None}
     pipeline = Pipeline(bundle.manifest, engine, windows)

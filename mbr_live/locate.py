@@ -72,6 +72,7 @@ class LocateState:
     home: tuple[float, float] = (float("nan"), float("nan"))  # of the last sighting of what is known to live
     area: float = float("nan")  # usual area of the animal
     last_area: float = float("nan")  # of the last sighting
+    animal: Grey = field(default_factory=lambda: np.zeros((0, 0), np.uint8))  # 1 where it was, with tail and feet
     sign: int = 0  # -1: it was darker than its surroundings, +1: lighter
     anchor: tuple[float, float] = (float("nan"), float("nan"))  # the place that it has to leave to earn credit
     credit: float = 0.0  # 0: never seen to move .. 1: alive
@@ -311,11 +312,14 @@ def _remembered(animal: Blob, grey: Grey, state: LocateState) -> LocateState:
     usual = state.area if same or credit > CONFIRMED else animal.area
     area = usual * (animal.area / usual) ** (0.05 if trusted or credit < CONFIRMED else 0.0)
     home = place if trusted else state.home
+    where = np.zeros_like(grey)
+    where[animal.box] = animal.mask
     state = replace(
         state,
         proven=state.proven or credit > CONFIRMED,
         place=place,
         home=home,
+        animal=where,
         last_area=animal.area,
         anchor=anchor,
         sign=animal.sign,

@@ -7,7 +7,9 @@ The residual trunk turns one crop into a feature vector; it sees no motion. What
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 import torch
@@ -21,6 +23,8 @@ from mbr_live.types import CROP_PX
 
 OPSET = 17
 """The newest ONNX operator set that every runtime we plan for reads."""
+
+_EXAMPLE_FRAMES = 8  # of the sequence that an export is traced with; its length does not enter the graph
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -96,31 +100,48 @@ class _Step(nn.Module):
         return self.temporal.step(features, state)
 
 
-def export_onnx(trunk: Trunk, temporal: TemporalModel, folder: Path) -> None:
-    """Write features.onnx and temporal.onnx, with a free batch dimension, to `folder`.
+def export_onnx(trunk: Trunk | None, temporal: TemporalModel, folder: Path, *, kinematics: int = 0) -> None:
+    """Write features.onnx, if there is a trunk, and temporal.onnx to `folder`: the latter one step of a live model, or
+    whole sequences of one that looks ahead. The batch dimension is free, or the length of the sequence.
 
-    The modules are left in evaluation mode.
+    `kinematics` is the number of channels that the temporal network takes besides the trunk's features. The modules
+    are left in evaluation mode.
     """
-    crops = torch.zeros(1, CROP_PX, CROP_PX, 3, dtype=torch.uint8)
-    features, state = torch.zeros(1, trunk.feature_dim), torch.zeros(1, temporal.state_size)
-    _export(trunk, (crops,), folder / FEATURES, ["crops"], ["features"])
-    _export(_Step(temporal), (features, state), folder / TEMPORAL, ["features", "state"], ["logits", "state_out"])
+    if trunk:
+        crops = torch.zeros(1, CROP_PX, CROP_PX, 3, dtype=torch.uint8)
+        _export(trunk, (crops,), folder / FEATURES, ["crops"], ["features"])
+    input_dim = (trunk.feature_dim if trunk else 0) + kinematics
+    if temporal.is_live:
+        features, state = torch.zeros(1, input_dim), torch.zeros(1, temporal.state_size)
+        _export(_Step(temporal), (features, state), folder / TEMPORAL, ["features", "state"], ["logits", "state_out"])
+    else:
+        sequence = torch.zeros(1, _EXAMPLE_FRAMES, input_dim)
+        _export(temporal, (sequence,), folder / TEMPORAL, ["features"], ["logits"], free={1: "T"})
 
 
 def _export(
-    module: nn.Module, inputs: tuple[Tensor, ...], file: Path, input_names: list[str], output_names: list[str]
+    module: nn.Module,
+    inputs: tuple[Tensor, ...],
+    file: Path,
+    input_names: list[str],
+    output_names: list[str],
+    *,
+    free: Mapping[int, str] = MappingProxyType({0: "B"}),
 ) -> None:
     module.eval()
     with warnings.catch_warnings():
         # The newer exporter can not emit opset 17, so the older one is used on purpose.
         warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.|mbr_live\.models")
+        # What an LSTM's trace fixes, the batch and the number of features, stays as it is; only the length varies.
+        warnings.filterwarnings("ignore", message="Converting a tensor", module=r"torch\.nn\.modules\.rnn")
+        warnings.filterwarnings("ignore", message="Exporting a model to ONNX with a batch_size other than 1")
         torch.onnx.export(
             module,
             inputs,
             str(file),
             input_names=input_names,
             output_names=output_names,
-            dynamic_axes={name: {0: "B"} for name in (*input_names, *output_names)},
+            dynamic_axes={name: dict(free) for name in (*input_names, *output_names)},
             opset_version=OPSET,
             dynamo=False,
         )

@@ -1,11 +1,12 @@
-"""The one place where the stages meet: locate > crop > features > temporal > decide.
+"""The one place where the stages meet: locate > crop > features, kinematics > temporal > decide.
 
 `Pipeline.step` has no clock, no queue, no thread and no randomness. Live and offline call the same function, so the
 same pixels give the same bytes. All that a camera remembers is one LaneState.
 
 The rule for what is not known. A tick without features (no frame, no animal, a dark or frozen picture) is labelled
 unknown. For up to `max_gap_s` the temporal network goes on with the last features, so that its memory stays aligned
-in time; a longer stretch resets the lane, which then warms up as at the start.
+in time; a longer stretch resets the lane, which then warms up as at the start. Kinematics compare a frame with the
+last one in which the animal was found, until the lane is reset.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from mbr_live.blindness import BlindState, is_blind
 from mbr_live.bundle import Manifest
 from mbr_live.decide import Rule, RuleState, decide, fresh_rule_states
 from mbr_live.engine import Engine
+from mbr_live.kinematics import Channels, KinematicState, columns, kinematics
+from mbr_live.silhouette import silhouette
 from mbr_live.types import NOT_FOUND, TICK_NS, UNKNOWN, Decision, Frame, Image, Sighting, Status
 
 
@@ -33,7 +36,8 @@ class LaneState:
     last_index: int  # -1 before the first frame
     locate: locate.LocateState
     temporal: NDArray[np.float32]  # [S]
-    features: NDArray[np.float32] | None  # [D] of the last frame that had some; None after a reset
+    features: NDArray[np.float32] | None  # [D + M] of the last frame that had some; None after a reset
+    kinematics: KinematicState
     rules: tuple[RuleState, ...]  # [K]
     steps: int  # steps of the temporal network since the reset; counts up to the warm-up only
     unknown_frames: int  # length of the unknown stretch that ends at this moment
@@ -41,20 +45,36 @@ class LaneState:
 
 
 @dataclass(frozen=True, slots=True)
-class _Classified:
-    """What the networks say of one frame of one lane."""
+class Seen:
+    """What one picture shows, and what is to be remembered of it."""
 
-    probabilities: tuple[float, ...]  # [K]
-    features: NDArray[np.float32]  # [D]
-    temporal: NDArray[np.float32]  # [S], the state after the frame
+    sighting: Sighting
+    status: Status
+    locate: locate.LocateState
+    blind: BlindState
+    kinematics: KinematicState
+    crop: Image | None = None  # None where the bundle has no feature network, or there are no features to be had
+    channels: Channels | None = None  # [M]; None where it takes no kinematics, or there are none to be had
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one tick, or one gap, shows before the temporal network has seen it."""
+
+    decision: Decision  # without probabilities and labels
+    features: NDArray[np.float32] | None  # [D + M]
+    goes_on: bool  # whether a stretch goes on after it; where not, later frames say nothing of it
 
 
 class Pipeline:
     """A bundle at work. Holds no state of any camera: that is in the LaneStates."""
 
     def __init__(self, manifest: Manifest, engine: Engine, window_px: Mapping[str, int] | None = None) -> None:
-        """`window_px` fixes the crop window of a camera, by name; the others find theirs from their first frames."""
+        """`window_px` fixes the crop window of a camera, by name; the others have the bundle's or, where it has none,
+        find theirs from their first frames. MbrError for a bundle of other kinematic channels than are computed here.
+        """
         self.manifest = manifest
+        self._channels = columns(manifest.kinematics, manifest.kinematics_version)
         self._engine = engine
         self._window_px = dict(window_px or {})
         self._rules = tuple(
@@ -69,11 +89,18 @@ class Pipeline:
         """The state of a lane before its first frame, or after a restart that follows tick `last_index`."""
         temporal = np.zeros(self.manifest.state_size, np.float32)
         fresh = fresh_rule_states(self._rules)
-        return LaneState(last_index, locate.initial_state(), temporal, None, fresh, 0, 0, BlindState())
+        return LaneState(
+            last_index, locate.initial_state(), temporal, None, KinematicState(), fresh, 0, 0, BlindState()
+        )
 
     def window_px(self, camera: str, state: LaneState) -> int | None:
-        """Side of the crop window: the camera's own if it was given, else as found; None while not found yet."""
-        return self._window_px.get(camera) or locate.window_px(state.locate)
+        """Side of the crop window: the camera's own if it was given, else the bundle's, else as found from the frames;
+        None while not found yet.
+        """
+        return self._window_of(camera, state.locate)
+
+    def _window_of(self, camera: str, located: locate.LocateState) -> int | None:
+        return self._window_px.get(camera) or self.manifest.window_px or locate.window_px(located)
 
     def step(
         self, frames: Sequence[Frame], states: Mapping[str, LaneState]
@@ -82,24 +109,52 @@ class Pipeline:
 
         A frame must lie after the last one of its lane; ticks between the two become one gap decision.
         """
+        looks, after = self.look(frames, states)
+        stepped = self._stepped(looks, after)
         decisions: list[Decision] = []
-        after = dict(states)
-        crops: dict[str, Image] = {}
-        seen: dict[str, tuple[Sighting, Status]] = {}
-        for frame in frames:
-            gap, state = self.gap(frame.camera, frame.index, frame.origin_ns, after[frame.camera])
-            decisions += gap
-            sighting, status, crop, state = self._look(frame, state)
-            seen[frame.camera], after[frame.camera] = (sighting, status), state
-            if crop is not None:
-                crops[frame.camera] = crop
-        classified = self._classify(crops, after)
-        for frame in frames:
-            decision, after[frame.camera] = self._decide(
-                frame, *seen[frame.camera], classified.get(frame.camera), after[frame.camera]
-            )
+        for look in looks:
+            decision, camera = look.decision, look.decision.camera
+            if look.features is not None:
+                decision, after[camera] = self._label(decision, *stepped[camera], after[camera])
             decisions.append(decision)
         return decisions, after
+
+    def look(self, frames: Sequence[Frame], states: Mapping[str, LaneState]) -> tuple[list[Look], dict[str, LaneState]]:
+        """What `step` does before the temporal network: where is the animal, and what are its features?"""
+        after = dict(states)
+        seen: dict[str, Seen] = {}
+        gaps: list[Look] = []
+        for frame in frames:
+            gap, state = self.gap(frame.camera, frame.index, frame.origin_ns, after[frame.camera])
+            gaps += [Look(decision, None, state.features is not None) for decision in gap]
+            seen[frame.camera], after[frame.camera] = self._sight(frame, state), state
+        found = self._features(seen)
+        looks: list[Look] = []
+        for frame in frames:
+            picture, features = seen[frame.camera], found.get(frame.camera)
+            state = self._remember(frame.index, picture, features, after[frame.camera])
+            looks.append(Look(self._undecided(frame, picture), features, state.features is not None))
+            after[frame.camera] = state
+        return gaps + looks, after
+
+    def label_stretch(self, looks: Sequence[Look]) -> list[Decision]:
+        """Label the ticks between two resets at once, with a network that looks ahead; short gaps hold the features
+        before them, as in training."""
+        known = [(look.decision.index, look.features) for look in looks if look.features is not None]
+        if not known:
+            return [look.decision for look in looks]
+        ticks = np.array([tick for tick, _ in known])
+        rows = np.repeat(np.arange(len(ticks)), np.diff(ticks, append=ticks[-1] + 1))
+        features = np.stack([known[row][1] for row in rows])
+        logits = iter(self._engine.sequence(features)[ticks - ticks[0]])
+        state = self.start()
+        decisions: list[Decision] = []
+        for look in looks:
+            decision = look.decision
+            if look.features is not None:
+                decision, state = self._label(decision, next(logits), state.temporal, state)
+            decisions.append(decision)
+        return decisions
 
     def gap(self, camera: str, until: int, origin_ns: int, state: LaneState) -> tuple[list[Decision], LaneState]:
         """Account for the ticks between the lane's last one and `until`, which is not included."""
@@ -115,64 +170,76 @@ class Pipeline:
         gap = Decision(camera, first, UNKNOWN, time_ns, Status.GAP, nan, nan, (), self._unknown, ticks)
         return [gap], replace(state, last_index=until - 1)
 
-    def _look(self, frame: Frame, state: LaneState) -> tuple[Sighting, Status, Image | None, LaneState]:
-        """Is there a picture, and an animal in it? The crop is None where there are no features to be had."""
+    def _sight(self, frame: Frame, state: LaneState) -> Seen:
+        """Is there a picture, and an animal in it?"""
         blind, looked = is_blind(frame.pixels, state.blind)
         if blind:
-            return NOT_FOUND, Status.BLIND, None, replace(state, blind=looked)
+            return Seen(NOT_FOUND, Status.BLIND, state.locate, looked, state.kinematics)
         sighting, located = locate.locate(frame.pixels, state.locate)
-        state = replace(state, locate=located, blind=looked)
         if not sighting.found:
-            return sighting, Status.LOST, None, state
-        window_px = self.window_px(frame.camera, state)
+            return Seen(sighting, Status.LOST, located, looked, state.kinematics)
+        window_px = self._window_of(frame.camera, located)
         if window_px is None:
-            return sighting, Status.WARMUP, None, state
-        crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)
-        return sighting, Status.OK, crop, state
+            return Seen(sighting, Status.WARMUP, located, looked, state.kinematics)
+        crop, channels, moved = None, None, state.kinematics
+        if self.manifest.feature_dim:
+            crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)
+        if self.manifest.kinematics:
+            every, moved = kinematics(silhouette(frame.pixels, sighting, located, window_px), moved)
+            channels = every[self._channels]
+        return Seen(sighting, Status.OK, located, looked, moved, crop, channels)
 
-    def _classify(self, crops: Mapping[str, Image], states: Mapping[str, LaneState]) -> dict[str, _Classified]:
-        """What the two networks say, per lane that has a crop."""
+    def _undecided(self, frame: Frame, seen: Seen) -> Decision:
+        return Decision(
+            frame.camera, frame.index, frame.source_frame, frame.time_ns, seen.status,
+            seen.sighting.x_px, seen.sighting.y_px, (), self._unknown,
+        )  # fmt: skip
+
+    def _features(self, seen: Mapping[str, Seen]) -> dict[str, NDArray[np.float32]]:
+        """What the temporal network takes, [D + M], per lane that has it."""
+        cameras = [camera for camera, each in seen.items() if each.status is Status.OK]
+        crops = [each.crop for each in seen.values() if each.crop is not None]
+        channels = [each.channels for each in seen.values() if each.channels is not None]
+        return dict(zip(cameras, self._inputs(crops, channels), strict=True)) if cameras else {}
+
+    def _inputs(self, crops: Sequence[Image], channels: Sequence[Channels]) -> NDArray[np.float32]:
+        """Of lanes that have crops, channels or both, as the bundle wants them: [B, D + M]."""
+        if not channels:
+            return self._engine.features(_lanes(crops))
         if not crops:
-            return {}
-        cameras = list(crops)
-        features = self._engine.features(_lanes([crops[camera] for camera in cameras]))
-        before = _lanes([states[camera].temporal for camera in cameras])
-        logits, temporal = self._engine.step(features, before)
-        return {
-            camera: _Classified(_probabilities(logits[lane]), features[lane], temporal[lane])
-            for lane, camera in enumerate(cameras)
-        }
+            return _lanes(channels)
+        return np.concatenate((self._engine.features(_lanes(crops)), _lanes(channels)), axis=1)
 
-    def _decide(
-        self,
-        frame: Frame,
-        sighting: Sighting,
-        status: Status,
-        classified: _Classified | None,
-        state: LaneState,
+    def _remember(self, index: int, seen: Seen, features: NDArray[np.float32] | None, state: LaneState) -> LaneState:
+        if features is None:
+            return replace(self._pass_unknown(state), last_index=index, locate=seen.locate, blind=seen.blind)
+        return replace(
+            state, last_index=index, locate=seen.locate, blind=seen.blind, kinematics=seen.kinematics,
+            features=features, unknown_frames=0,
+        )  # fmt: skip
+
+    def _stepped(
+        self, looks: Sequence[Look], states: Mapping[str, LaneState]
+    ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Logits [K] and next temporal state [S] per lane that has features."""
+        found = {look.decision.camera: look.features for look in looks if look.features is not None}
+        if not found:
+            return {}
+        before = _lanes([states[camera].temporal for camera in found])
+        logits, temporal = self._engine.step(_lanes(list(found.values())), before)
+        return {camera: (logits[lane], temporal[lane]) for lane, camera in enumerate(found)}
+
+    def _label(
+        self, decision: Decision, logits: NDArray[np.float32], temporal: NDArray[np.float32], state: LaneState
     ) -> tuple[Decision, LaneState]:
-        labels = self._unknown
-        probabilities: tuple[float, ...] = ()
-        if classified is None:
-            state = replace(self._pass_unknown(state), last_index=frame.index)
-        else:
-            rules, steps = state.rules, state.steps
-            if steps >= self.manifest.warmup_frames:
-                probabilities = classified.probabilities
-                decided = [decide(*each) for each in zip(probabilities, self._rules, rules, strict=True)]
-                labels = tuple(label for label, _ in decided)
-                rules = tuple(rule_state for _, rule_state in decided)
-            else:
-                status, steps = Status.WARMUP, steps + 1
-            state = replace(
-                state, last_index=frame.index, temporal=classified.temporal, features=classified.features,
-                rules=rules, steps=steps, unknown_frames=0,
-            )  # fmt: skip
-        x_px, y_px = sighting.x_px, sighting.y_px
-        decision = Decision(
-            frame.camera, frame.index, frame.source_frame, frame.time_ns, status, x_px, y_px, probabilities, labels
-        )
-        return decision, state
+        """Decide on a frame that has features, after which the temporal network is in state `temporal`."""
+        if state.steps < self.manifest.warmup_frames:
+            return replace(decision, status=Status.WARMUP), replace(state, temporal=temporal, steps=state.steps + 1)
+        probabilities = _probabilities(logits)
+        decided = [decide(*each) for each in zip(probabilities, self._rules, state.rules, strict=True)]
+        labels = tuple(label for label, _ in decided)
+        state = replace(state, temporal=temporal, rules=tuple(rule_state for _, rule_state in decided))
+        return replace(decision, probabilities=probabilities, labels=labels), state
 
     def _pass_unknown(self, state: LaneState) -> LaneState:
         """One tick without features: hold the last ones for a while, then reset the lane. Where the animal was and
@@ -183,8 +250,39 @@ class Pipeline:
         if unknown > self.manifest.max_gap_frames:
             fresh = self.start(state.last_index)
             return replace(fresh, locate=state.locate, unknown_frames=unknown, blind=state.blind)
+        if not self.manifest.causal:
+            return replace(state, unknown_frames=unknown)
         _, temporal = self._engine.step(state.features[None], state.temporal[None])
         return replace(state, temporal=temporal[0], unknown_frames=unknown)
+
+
+class Hindsight:
+    """Labels one camera with a bundle that looks ahead: ticks are held back until their stretch has ended.
+
+    It looks as `Pipeline.step` does and decides by the same rules; only the temporal network sees what comes later.
+    Needs memory for the features of the longest stretch.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._held: list[Look] = []
+
+    def step(
+        self, frames: Sequence[Frame], states: Mapping[str, LaneState]
+    ) -> tuple[list[Decision], dict[str, LaneState]]:
+        """As `Pipeline.step`, for frames of one camera, but the decisions come when their stretch has ended."""
+        looks, after = self._pipeline.look(frames, states)
+        decisions: list[Decision] = []
+        for look in looks:
+            self._held.append(look)
+            if not look.goes_on:
+                decisions += self.flush()
+        return decisions, after
+
+    def flush(self) -> list[Decision]:
+        """End the stretch; the decisions that were held back."""
+        looks, self._held = self._held, []
+        return self._pipeline.label_stretch(looks)
 
 
 def _lanes(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config, Loss, VideoSource, Wire
 from mbr_live.processes import RESTARTS_PER_MINUTE, Child, Stop, stop_all, stop_signal
 from mbr_live.sinks import LABELS_SUFFIX
@@ -31,7 +32,11 @@ class System:
     """The processes of one live system. `with System(...) as system` has them running, and stopped at the end."""
 
     def __init__(self, config: Config, *, restarts_per_minute: int = RESTARTS_PER_MINUTE) -> None:
-        """Write the configuration that the processes will read into the output folder."""
+        """Write the configuration that the processes will read into the output folder.
+
+        Raises MbrError, and writes nothing, where the bundle is not one that live can use.
+        """
+        check_live(load_bundle(config.bundle))
         self.config = config
         self._given_up: list[Child] = []
         config.out.mkdir(parents=True, exist_ok=True)

@@ -47,6 +47,7 @@ class RunManifest(BaseModel):
     finished: str | None = None
     bundle: str
     bundle_sha256: str
+    causal: bool = True  # False: labels look ahead, as no live run's do
     engine: str
     versions: dict[str, str]
     sources: list[str]
@@ -158,6 +159,11 @@ class SessionLog:
             self._note_bouts(self._follower.follow_gap(decision.index, decision.labels, decision.ticks))
         else:
             self._note_bouts(self._follower.follow(decision.index, decision.labels, decision.probabilities))
+
+    def write_all(self, decisions: Iterable[Decision]) -> None:
+        """Append the rows of several decisions."""
+        for decision in decisions:
+            self.write(decision)
 
     def close(self) -> None:
         """End the open bouts at their last confirmed frames and close the files."""

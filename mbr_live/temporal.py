@@ -8,57 +8,16 @@ no later one. An offline model looks ahead: it has the whole-sequence form alone
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, cast
+from typing import cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-Channels = Annotated[int, Field(ge=2)]
-Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
+from mbr_live.temporal_config import LstmConfig, TcnConfig, TemporalConfig, TransformerConfig
+from mbr_live.types import MbrError
 
-
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    channels: Channels = 64
-    dropout: Dropout = 0.3
-
-
-class TcnConfig(_Config):
-    """Causal temporal convolutional network; block i is dilated by 2**i."""
-
-    kind: Literal["tcn"] = "tcn"
-    blocks: Annotated[int, Field(ge=1, le=12)] = 4
-    kernel: Annotated[int, Field(ge=2)] = 3
-
-
-class LstmConfig(_Config):
-    """Long short-term memory, from the past alone or (`offline`) from both sides."""
-
-    kind: Literal["lstm"] = "lstm"
-    layers: Annotated[int, Field(ge=1, le=8)] = 1
-    offline: bool = False
-
-
-class TransformerConfig(_Config):
-    """Transformer whose frames attend to the `window_frames` up to them or, `offline`, also to as many after them."""
-
-    kind: Literal["transformer"] = "transformer"
-    layers: Annotated[int, Field(ge=1, le=8)] = 2
-    heads: Annotated[int, Field(ge=1)] = 4
-    window_frames: Annotated[int, Field(ge=2)] = 64
-    offline: bool = False
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> TransformerConfig:
-        if self.channels % self.heads:
-            raise ValueError(f"channels = {self.channels} can not be divided among heads = {self.heads}")
-        return self
-
-
-TemporalConfig = Annotated[TcnConfig | LstmConfig | TransformerConfig, Field(discriminator="kind")]
+LIMIT = 4.0  # standard deviations: further out, an input says no more
 
 
 class TemporalModel(nn.Module):
@@ -92,6 +51,63 @@ def build_temporal(config: TemporalConfig, *, feature_dim: int, behaviours: int)
             return Lstm(config, feature_dim=feature_dim, behaviours=behaviours)
         case TransformerConfig():
             return Transformer(config, feature_dim=feature_dim, behaviours=behaviours)
+
+
+class Ensemble(TemporalModel):
+    """Members with weights of their own, each on some columns of the input; the logits are the mean of theirs.
+
+    The last columns of the input are as they come, and are standardised here. The packed state is the members' states,
+    one after the other.
+    """
+
+    members: Sequence[TemporalModel]
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, members: Sequence[TemporalModel], columns: Sequence[Sequence[int]], *, plain: int, raw: int
+    ) -> None:
+        """`columns` are what each member takes of the `plain` columns of the input and the `raw` ones after them, which
+        are to be standardised.
+        """
+        super().__init__()
+        if len({member.is_live for member in members}) > 1:
+            raise MbrError("An ensemble mixes members that look ahead with causal ones. Give all the same `offline`.")
+        self.members = cast(Sequence[TemporalModel], nn.ModuleList(members))
+        self.columns = [list(each) for each in columns]
+        self.plain_columns, self.raw_columns = plain, raw
+        self.register_buffer("mean", torch.zeros(raw))
+        self.register_buffer("std", torch.ones(raw))
+        self.sizes = [member.state_size for member in members]
+        self.state_size = sum(self.sizes)
+        reaches = [member.receptive_field_frames for member in members]
+        self.receptive_field_frames = max(reaches) if all(reaches) else 0
+
+    def forward(self, features: Tensor) -> Tensor:
+        inputs = self.standardised(features)
+        logits = [self.of_member(number, inputs) for number in range(len(self.columns))]
+        return torch.stack(logits).mean(dim=0)
+
+    def step(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        inputs = self.standardised(features)
+        logits, kept = [], []
+        for member, columns, memory in zip(
+            self.members, self.columns, torch.split(state, self.sizes, dim=1), strict=True
+        ):
+            said, memory = member.step(inputs[..., columns], memory)
+            logits.append(said)
+            kept.append(memory)
+        return torch.stack(logits).mean(dim=0), torch.cat(kept, dim=1)
+
+    def standardised(self, features: Tensor) -> Tensor:
+        """Inputs [..., D + M] with the last M at mean 0, standard deviation 1 and within LIMIT."""
+        plain, raw = torch.split(features, [self.plain_columns, self.raw_columns], dim=-1)
+        return torch.cat((plain, ((raw - self.mean) / self.std).clamp(-LIMIT, LIMIT)), dim=-1)
+
+    def of_member(self, number: int, inputs: Tensor) -> Tensor:
+        """Logits [B, T, K] of one member from standardised inputs [B, T, D + M]."""
+        logits: Tensor = self.members[number](inputs[..., self.columns[number]])
+        return logits
 
 
 class Tcn(TemporalModel):

@@ -1,9 +1,11 @@
 """Trains a bundle from a dataset file.
 
-First the trunk learns to tell the behaviours from single frames of all recordings, augmented each by itself. Then
-the temporal network learns on long sequences of the trunk's features. Sequences start anywhere, with the zero
-padding of a fresh lane, so that its probabilities mean something soon after a start. Behaviours are independent of
-each other (binary cross-entropy each). The same dataset file, versions and machine give the same weights.
+First the trunk learns to tell the behaviours from single frames of all recordings, augmented each by itself. Then the
+temporal network learns on long sequences of the trunk's features. Sequences start anywhere, with the zero padding of
+a fresh lane, so that its probabilities mean something soon after a start. Behaviours are independent of each other
+(binary cross-entropy each). A model of kinematics alone has no trunk, and trains in minutes; the members of an
+ensemble learn one after the other, each from sequences of its own. The same dataset file, versions and machine give
+the same weights.
 
 Training both together on short clips was tried: at the same cost it learnt an order of magnitude more slowly, since
 the frames of a clip are nearly the same picture.
@@ -19,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,12 +33,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mbr_live import __version__, dataset, decide
-from mbr_live.annotations import Marks
+from mbr_live.annotations import Marks, runs
 from mbr_live.bundle import (
     CARD,
-    FEATURES,
     FORMAT,
-    TEMPORAL,
     Behaviour,
     Bundle,
     Manifest,
@@ -46,19 +47,23 @@ from mbr_live.bundle import (
 )
 from mbr_live.checkpoints import Checkpoints, Stateful
 from mbr_live.curves import Curves
-from mbr_live.dataset import BehaviourSpec, Dataset, Recording, TrainingSettings
+from mbr_live.dataset import BehaviourSpec, Dataset, ModelSettings, Recording, TrainingSettings
+from mbr_live.engine import windows
+from mbr_live.kinematics import VERSION
 from mbr_live.models import Trunk, TrunkConfig, export_onnx
 from mbr_live.scoring import average_precision, f1
-from mbr_live.temporal import Tcn, TcnConfig
+from mbr_live.temporal import Ensemble, TemporalModel, build_temporal
 from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, MbrError
 
 THREADS = 2  # a fixed number, since sums in another order give other weights
-_UNSCORED_FRAMES = 3  # of a sequence: too early to have seen a movement
+SMALL_THREADS = 1  # without a trunk there is too little to share: two would wait for each other
 _FEATURE_BATCH = 64
 _CROPS_OF_A_KEY = 16
 _SCORED_EVERY_STEPS = 10
 _GRADIENT_NORM = 1.0
-_WEIGHT_DECAY = 0.01
+_FRAME_WEIGHT_DECAY = 0.01
+_SHRINK_BOUTS = 20  # bouts to validate with, at which a fitted threshold is believed half
+_STD_FLOOR = 1e-3  # for a channel that does not vary
 _ENTER_THRESHOLDS = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))
 _EXIT_SHARES = (0.4, 0.6, 0.8, 1.0)
 
@@ -89,6 +94,10 @@ class _Sequence:
     @property
     def truth(self) -> Marks:
         return self.lesson.recording.truth[self.rows]
+
+    def weights(self, held_weight: float) -> NDArray[np.float32]:
+        """[F] what the label of each frame weighs: less where it repeats that of a still that somebody judged."""
+        return np.where(self.lesson.recording.judged[self.rows], 1.0, held_weight).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,29 +151,31 @@ def train_on(
     cache = cache or dataset.cache_folder()
     recordings = dataset.prepare(plan, cache, progress)
     checkpoints = Checkpoints(cache / f"{plan.name}.{_key(plan, recordings)}.checkpoints")
-    lessons = [_lesson(recording, round(plan.max_gap_s * RATE_FPS)) for recording in recordings]
+    lessons = [_lesson(recording, plan.max_gap_frames) for recording in recordings]
     lessons_to_learn = [lesson for lesson in lessons if lesson.recording.split == "train"]
     lessons_to_validate = [lesson for lesson in lessons if lesson.recording.split == "validation"]
-    with _deterministic(plan.training.seed):
-        trunk = Trunk(TrunkConfig())
-        tcn = Tcn(TcnConfig(), feature_dim=trunk.feature_dim, behaviours=len(plan.behaviours))
-        _train_on_frames(trunk, lessons_to_learn, plan.training, checkpoints, curves, progress)
-        features = _features(trunk, recordings, progress)
+    with _deterministic(plan.training.seed, SMALL_THREADS if plan.model.extractor == "none" else THREADS):
+        trunk, temporal = _networks(plan.model, len(plan.behaviours))
+        if trunk:
+            _train_on_frames(trunk, lessons_to_learn, plan.training, checkpoints, curves, progress)
+        inputs = _inputs(trunk, recordings, progress)
+        if isinstance(temporal, Ensemble):
+            _standardise(temporal, [inputs[lesson.recording.name] for lesson in lessons_to_learn])
 
         def validate() -> list[_Validated]:
             return [
                 stretch
                 for lesson in lessons_to_validate
-                for stretch in _validate(tcn, lesson, features[lesson.recording.name], plan.warmup_frames)
+                for stretch in _validate(temporal, lesson, inputs[lesson.recording.name], plan.warmup_frames)
             ]
 
         def follow(step: int, loss: Tensor) -> None:
-            curves.learnt("sequences", step, loss, tcn)
+            curves.learnt("sequences", step, loss, temporal)
             if curves.drawn and step % _SCORED_EVERY_STEPS == 0:
                 curves.scored(step, {spec.name: _pr_auc(k, validate()) for k, spec in enumerate(plan.behaviours)})
-                tcn.train()
+                temporal.train()
 
-        _train_on_sequences(tcn, lessons_to_learn, features, plan.training, checkpoints, follow, progress)
+        _train_on_sequences(temporal, lessons_to_learn, inputs, plan.training, checkpoints, follow, progress)
         validated = validate()
     curves.close()
     if not any(np.any(stretch.truth != UNKNOWN) for stretch in validated):
@@ -172,9 +183,10 @@ def train_on(
             f"Dataset {plan.name}: no frame of the validation recordings is labelled after the warm-up of "
             f"{plan.warmup_frames} frames. Validate on longer recordings, or set warmup_frames lower."
         )
-    behaviours = tuple(_choose_thresholds(spec, k, validated) for k, spec in enumerate(plan.behaviours))
+    rule = plan.training.threshold
+    behaviours = tuple(_choose_thresholds(spec, k, validated, rule) for k, spec in enumerate(plan.behaviours))
     card = _card(plan, recordings, tuple(_scores(behaviours, validated)))
-    bundle = _write(out, plan, behaviours, card, trunk, tcn)
+    bundle = _write(out, plan, behaviours, card, trunk, temporal)
     checkpoints.clear()
     return bundle
 
@@ -184,16 +196,17 @@ def _key(plan: Dataset, recordings: Sequence[Recording]) -> str:
     digest = hashlib.sha256(f"{plan.model_dump_json()} {torch.__version__}".encode())
     for recording in recordings:
         digest.update(f"{recording.name} {recording.split} {len(recording.ticks)}".encode())
-        crops = np.ascontiguousarray(recording.crops[:: max(1, len(recording.ticks) // _CROPS_OF_A_KEY)])
-        for array in (recording.ticks, recording.truth, crops):
-            digest.update(array.tobytes())
+        every = max(1, len(recording.ticks) // _CROPS_OF_A_KEY)
+        crops = None if recording.crops is None else recording.crops[::every]
+        for array in (recording.ticks, recording.truth, recording.judged, recording.channels, crops):
+            digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
     return dataset.key_of(digest.hexdigest(), ("*.py",))
 
 
 @contextmanager
-def _deterministic(seed: int) -> Iterator[None]:
+def _deterministic(seed: int, use_threads: int) -> Iterator[None]:
     threads, strict = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(use_threads)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(seed)
     try:
@@ -201,6 +214,26 @@ def _deterministic(seed: int) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(strict)
         torch.set_num_threads(threads)
+
+
+def _networks(model: ModelSettings, behaviours: int) -> tuple[Trunk | None, TemporalModel]:
+    """Untrained. A single temporal network on features alone needs no standardising."""
+    trunk = Trunk(TrunkConfig()) if model.extractor == "slim" else None
+    features = list(range(trunk.feature_dim if trunk else 0))
+    if not model.channels and model.ensemble == 1:
+        return trunk, build_temporal(model.temporal, feature_dim=len(features), behaviours=behaviours)
+    place = {name: len(features) + at for at, name in enumerate(model.channels)}
+    sets = [[*features, *(place[name] for name in names)] for names in model.channel_sets] or [features]
+    columns = [sets[number % len(sets)] for number in range(model.ensemble)]
+    members = [build_temporal(model.temporal, feature_dim=len(each), behaviours=behaviours) for each in columns]
+    return trunk, Ensemble(members, columns, plain=len(features), raw=len(model.channels))
+
+
+def _standardise(temporal: Ensemble, inputs: Sequence[Tensor]) -> None:
+    """Set what the kinematic channels are standardised by from the recordings to train on."""
+    channels = torch.cat([each[:, temporal.plain_columns :] for each in inputs])
+    temporal.mean.copy_(channels.mean(dim=0))
+    temporal.std.copy_(channels.std(dim=0, correction=0) + _STD_FLOOR)
 
 
 def _lesson(recording: Recording, max_gap_frames: int) -> _Lesson:
@@ -216,14 +249,29 @@ def _lesson(recording: Recording, max_gap_frames: int) -> _Lesson:
     )
 
 
-def _draw(lessons: Sequence[_Lesson], count: int, frames: int, rng: np.random.Generator) -> list[_Sequence]:
-    """Sequences at random; every other one holds a frame of a behaviour, since most frames are of none."""
+def _draw(
+    lessons: Sequence[_Lesson],
+    count: int,
+    frames: int,
+    rng: np.random.Generator,
+    chances: NDArray[np.float64] | None = None,
+) -> list[_Sequence]:
+    """Sequences at random; every other one holds a frame of a behaviour, since most frames are of none.
+
+    For these, `chances` [lessons, K] are those of a lesson to be drawn, by behaviour; without, all are alike.
+    """
     drawn = []
+    behaviours = lessons[0].recording.truth.shape[1]
     for number in range(count):
-        lesson = lessons[int(rng.integers(len(lessons)))]
+        wanted = int(rng.integers(behaviours)) if chances is not None and number % 2 else None
+        if chances is None or wanted is None:
+            lesson = lessons[int(rng.integers(len(lessons)))]
+        else:
+            lesson = lessons[int(rng.choice(len(lessons), p=chances[:, wanted]))]
         candidates = np.flatnonzero(np.any(lesson.truth != UNKNOWN, axis=1))
         if number % 2:
-            shown = np.flatnonzero(lesson.truth[:, rng.integers(lesson.recording.truth.shape[1])] == 1)
+            wanted = int(rng.integers(behaviours)) if wanted is None else wanted
+            shown = np.flatnonzero(lesson.truth[:, wanted] == 1)
             candidates = shown if len(shown) else candidates
         position = int(rng.choice(candidates))
         start = max(position - int(rng.integers(frames)), int(lesson.starts[position]))
@@ -232,6 +280,16 @@ def _draw(lessons: Sequence[_Lesson], count: int, frames: int, rng: np.random.Ge
         rows = np.pad(lesson.rows[start:stop], (0, lack), mode="edge")
         drawn.append(_Sequence(lesson, rows, np.pad(lesson.known[start:stop], (0, lack))))
     return drawn
+
+
+def _chances(lessons: Sequence[_Lesson], settings: TrainingSettings) -> NDArray[np.float64] | None:
+    """Chances [lessons, K] to be drawn for a behaviour, by the root of its frames; None where all are alike."""
+    if settings.draw == "even":
+        return None
+    roots = np.sqrt([np.count_nonzero(lesson.truth == 1, axis=0) for lesson in lessons])
+    roots[:, roots.sum(axis=0) == 0] = 1.0
+    chances: NDArray[np.float64] = roots / roots.sum(axis=0)
+    return chances
 
 
 def _train_on_frames(
@@ -245,59 +303,95 @@ def _train_on_frames(
     """The trunk, through a linear map to the behaviours that is thrown away afterwards."""
     rng = np.random.default_rng((settings.seed, 1))
     behaviours = nn.Linear(trunk.feature_dim, lessons[0].recording.truth.shape[1])
-    optimiser = _Optimiser([trunk, behaviours], settings.frame_learning_rate, settings.frame_steps)
-    for step in checkpoints.steps("frames", settings.frame_steps, optimiser.parts, rng):
+    steps = settings.frame_steps
+    optimiser = _Optimiser([trunk, behaviours], settings.frame_learning_rate, steps, _FRAME_WEIGHT_DECAY)
+    for step in checkpoints.steps("frames", steps, optimiser.parts, rng):
         drawn = _draw(lessons, settings.frames_per_step, 1, rng)
-        crops = np.concatenate([each.lesson.recording.crops[each.rows] for each in drawn])
+        crops = np.concatenate([_crops(each.lesson.recording)[each.rows] for each in drawn])
         features = trunk(torch.from_numpy(dataset.augment(crops, settings.augmentation, rng)))
-        loss = _loss(behaviours(features)[:, None], drawn, unscored=0)
+        loss = _loss(behaviours(features)[:, None], drawn, settings, unscored=0)
         optimiser.step(loss)
         curves.learnt("frames", step + 1, loss, trunk)
-        progress("frames", step + 1, settings.frame_steps)
+        progress("frames", step + 1, steps)
 
 
-def _features(trunk: Trunk, recordings: Sequence[Recording], progress: dataset.Progress) -> dict[str, Tensor]:
-    """Features [N, D] of every recording, by name."""
-    trunk.eval()
-    features = {}
+def _crops(recording: Recording) -> NDArray[np.uint8]:
+    if recording.crops is None:
+        raise ValueError(f"{recording.name} was prepared without crops")
+    return recording.crops
+
+
+def _inputs(trunk: Trunk | None, recordings: Sequence[Recording], progress: dataset.Progress) -> dict[str, Tensor]:
+    """What the temporal network takes of every recording, [N, D + M], by name."""
+    inputs = {}
     for done, recording in enumerate(recordings, start=1):
-        batches = range(0, len(recording.crops), _FEATURE_BATCH)
-        with torch.inference_mode():
-            parts = [trunk(torch.from_numpy(np.array(recording.crops[at : at + _FEATURE_BATCH]))) for at in batches]
-        features[recording.name] = torch.cat(parts).clone()
-        progress("features", done, len(recordings))
-    return features
+        parts = [] if trunk is None else [_features(trunk, _crops(recording))]
+        if recording.channels is not None:
+            parts.append(torch.from_numpy(recording.channels))
+        inputs[recording.name] = torch.cat(parts, dim=1)
+        if trunk:
+            progress("features", done, len(recordings))
+    return inputs
+
+
+def _features(trunk: Trunk, crops: NDArray[np.uint8]) -> Tensor:
+    """Features [N, D] of all crops of a recording."""
+    trunk.eval()
+    batches = range(0, len(crops), _FEATURE_BATCH)
+    with torch.inference_mode():
+        parts = [trunk(torch.from_numpy(np.array(crops[at : at + _FEATURE_BATCH]))) for at in batches]
+    return torch.cat(parts).clone()
 
 
 def _train_on_sequences(
-    tcn: Tcn,
+    temporal: TemporalModel,
     lessons: Sequence[_Lesson],
-    features: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
     settings: TrainingSettings,
     checkpoints: Checkpoints,
     follow: Callable[[int, Tensor], None],
     progress: dataset.Progress,
 ) -> None:
-    """The temporal network alone, on sequences longer than its memory; `follow` is told the loss of every step."""
-    rng = np.random.default_rng((settings.seed, 2))
-    optimiser = _Optimiser([tcn], settings.sequence_learning_rate, settings.sequence_steps)
-    for step in checkpoints.steps("sequences", settings.sequence_steps, optimiser.parts, rng):
-        drawn = _draw(lessons, settings.sequences_per_step, settings.sequence_frames, rng)
-        inputs = torch.stack([features[each.lesson.recording.name][torch.from_numpy(each.rows)] for each in drawn])
-        loss = _loss(tcn(inputs), drawn, unscored=_UNSCORED_FRAMES)
-        optimiser.step(loss)
-        follow(step + 1, loss)
-        progress("sequences", step + 1, settings.sequence_steps)
+    """The temporal networks alone, one after the other, on sequences longer than their memory; `follow` is told the
+    loss of every step.
+    """
+    members = list(temporal.members) if isinstance(temporal, Ensemble) else [temporal]
+    chances, steps = _chances(lessons, settings), settings.sequence_steps
+    for number, member in enumerate(members):
+        rng = np.random.default_rng((settings.seed, 2, number) if number else (settings.seed, 2))
+        optimiser = _Optimiser([member], settings.sequence_learning_rate, steps, settings.sequence_weight_decay)
+        stage = f"sequences-{number}" if number else "sequences"
+        for step in checkpoints.steps(stage, steps, optimiser.parts, rng):
+            drawn = _draw(lessons, settings.sequences_per_step, settings.sequence_frames, rng, chances)
+            batch = torch.stack([inputs[each.lesson.recording.name][torch.from_numpy(each.rows)] for each in drawn])
+            if isinstance(temporal, Ensemble):
+                disturbed = _disturbed(temporal.standardised(batch), temporal.raw_columns, settings)
+                logits = temporal.of_member(number, disturbed)
+            else:
+                logits = temporal(batch)
+            loss = _loss(logits, drawn, settings, unscored=settings.unscored_frames)
+            optimiser.step(loss)
+            done = number * steps + step + 1
+            follow(done, loss)
+            progress("sequences", done, len(members) * steps)
+
+
+def _disturbed(inputs: Tensor, channels: int, settings: TrainingSettings) -> Tensor:
+    """Standardised inputs [B, T, D + M] whose M `channels` are those of another animal, camera or moment."""
+    features, measured = torch.split(inputs, [inputs.shape[2] - channels, channels], dim=2)
+    measured = measured + settings.sequence_noise * torch.randn_like(measured[:, :1])
+    measured = measured + settings.frame_noise * torch.randn_like(measured)
+    return torch.cat((features, functional.dropout(measured, settings.channel_dropout)), dim=2)
 
 
 class _Optimiser:
     """AdamW with one learning-rate cycle and a bound on the gradient."""
 
-    def __init__(self, modules: Sequence[nn.Module], learning_rate: float, steps: int) -> None:
+    def __init__(self, modules: Sequence[nn.Module], learning_rate: float, steps: int, decay: float) -> None:
         for module in modules:
             module.train()
         self._parameters = [parameter for module in modules for parameter in module.parameters()]
-        self._adam = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=_WEIGHT_DECAY)
+        self._adam = torch.optim.AdamW(self._parameters, lr=learning_rate, weight_decay=decay)
         self._rate = torch.optim.lr_scheduler.OneCycleLR(self._adam, learning_rate, total_steps=steps + 1)
         learning: tuple[Stateful, ...] = (self._adam, self._rate, *modules)
         self.parts = {str(number): part for number, part in enumerate(learning)}  # all that learning changes
@@ -310,26 +404,34 @@ class _Optimiser:
         self._rate.step()
 
 
-def _loss(logits: Tensor, drawn: Sequence[_Sequence], *, unscored: int) -> Tensor:
-    """Mean binary cross-entropy over the labels of the known frames, but for the first few, which have seen no
-    movement yet; 0 where nothing is labelled.
+def _loss(logits: Tensor, drawn: Sequence[_Sequence], settings: TrainingSettings, *, unscored: int) -> Tensor:
+    """Mean binary cross-entropy over the labels of the known frames, by their weights, but for the first few, which
+    have seen no movement yet; 0 where nothing is labelled.
     """
     truth = torch.from_numpy(np.stack([each.truth for each in drawn]))
-    known = torch.from_numpy(np.stack([each.known for each in drawn]))[..., None] & (truth != UNKNOWN)
+    weights = torch.from_numpy(np.stack([each.weights(settings.held_weight) for each in drawn]))[..., None]
+    known = torch.from_numpy(np.stack([each.known for each in drawn]))[..., None] & (truth != UNKNOWN) & (weights > 0)
     known[:, :unscored] = False
     if not known.any():
         return 0.0 * logits.sum()
-    return functional.binary_cross_entropy_with_logits(logits[known], truth[known].float())
+    smoothing, weight = settings.label_smoothing, weights.expand_as(truth)[known]
+    target = truth[known].float() * (1 - smoothing) + smoothing / 2
+    return functional.binary_cross_entropy_with_logits(logits[known], target, weight=weight / weight.mean())
 
 
-def _validate(tcn: Tcn, lesson: _Lesson, features: Tensor, warmup_frames: int) -> list[_Validated]:
+def _validate(temporal: TemporalModel, lesson: _Lesson, inputs: Tensor, warmup_frames: int) -> list[_Validated]:
     """Probabilities of the frames that the pipeline would label, stretch by stretch."""
-    tcn.eval()
+    temporal.eval()
     validated = []
     for start, stop in sorted(set(zip(lesson.starts.tolist(), lesson.stops.tolist(), strict=True))):
         rows, known = lesson.rows[start:stop], lesson.known[start:stop]
+        sequence = inputs[torch.from_numpy(rows)]
         with torch.inference_mode():
-            probabilities = torch.sigmoid(tcn(features[torch.from_numpy(rows)][None])[0]).numpy()
+            logits = [
+                temporal(sequence[None, window.given])[0, window.kept]
+                for window in windows(len(rows), temporal.receptive_field_frames)
+            ]
+            probabilities = torch.sigmoid(torch.cat(logits)).numpy()
         # Rounded, and held to what was judged, as the logs of these recordings would be: `evaluate` finds the same.
         probabilities = probabilities.astype(np.float64).round(6)
         labelled = known & (np.cumsum(known) > warmup_frames)
@@ -338,8 +440,27 @@ def _validate(tcn: Tcn, lesson: _Lesson, features: Tensor, warmup_frames: int) -
     return validated
 
 
-def _choose_thresholds(spec: BehaviourSpec, k: int, validated: Sequence[_Validated]) -> Behaviour:
-    """The enter and exit thresholds whose labels, decided as the pipeline does, agree best with the truth."""
+def _choose_thresholds(
+    spec: BehaviourSpec, k: int, validated: Sequence[_Validated], rule: Literal["fit", "shrunk"] | float
+) -> Behaviour:
+    """The enter and exit thresholds of a behaviour: as given, or fitted to the validation recordings."""
+    if isinstance(rule, float):
+        return _behaviour(spec, rule, rule)
+    fitted = _fitted_thresholds(spec, k, validated)
+    if rule == "fit":
+        return fitted
+    bouts = sum(len(runs(truth[truth != UNKNOWN])) for truth in (stretch.truth[:, k] for stretch in validated))
+    belief = bouts / (bouts + _SHRINK_BOUTS)
+    enter = round(0.5 + belief * (fitted.enter - 0.5), 2)
+    return _behaviour(spec, enter, round(enter * (1 - belief * (1 - fitted.exit / fitted.enter)), 2))
+
+
+def _behaviour(spec: BehaviourSpec, enter: float, exit_: float) -> Behaviour:
+    return Behaviour(name=spec.name, enter=enter, exit=exit_, min_bout_s=spec.min_bout_s, bridge_s=spec.bridge_s)
+
+
+def _fitted_thresholds(spec: BehaviourSpec, k: int, validated: Sequence[_Validated]) -> Behaviour:
+    """The thresholds whose labels, decided as the pipeline does, agree best with the truth."""
     truth = _of_behaviour(k, validated)
     labelled = truth != UNKNOWN
 
@@ -348,15 +469,7 @@ def _choose_thresholds(spec: BehaviourSpec, k: int, validated: Sequence[_Validat
         return f1(labels[labelled], truth[labelled] == 1) or 0.0
 
     candidates = [
-        Behaviour(
-            name=spec.name,
-            enter=enter,
-            exit=round(enter * share, 2),
-            min_bout_s=spec.min_bout_s,
-            bridge_s=spec.bridge_s,
-        )
-        for enter in _ENTER_THRESHOLDS
-        for share in _EXIT_SHARES
+        _behaviour(spec, enter, round(enter * share, 2)) for enter in _ENTER_THRESHOLDS for share in _EXIT_SHARES
     ]
     # Of thresholds that are as good, the one nearest to one half: it has most room on both sides.
     return max(candidates, key=lambda behaviour: (agreement(behaviour), -abs(behaviour.enter - 0.5)))
@@ -410,20 +523,26 @@ def _rounded(value: float | None) -> float | None:
 
 def _card(plan: Dataset, recordings: Sequence[Recording], scores: tuple[Score, ...]) -> TrainingCard:
     settings = plan.training
+    steps = {} if plan.model.extractor == "none" else {"frames": settings.frame_steps}
     return TrainingCard(
         summary="\n\n".join((plan.summary.strip(), *plan.caveats)),
         date=datetime.now(UTC).date().isoformat(),
         seed=settings.seed,
         recordings=tuple(dict.fromkeys(f"{recording.subject} ({recording.split})" for recording in recordings)),
         frames=sum(len(recording.ticks) for recording in recordings if recording.split == "train"),
-        steps={"frames": settings.frame_steps, "sequences": settings.sequence_steps},
+        steps=steps | {"sequences": plan.model.ensemble * settings.sequence_steps},
         versions={"mbr-live": __version__, "python": platform.python_version(), "torch": torch.__version__},
         scores=scores,
     )
 
 
 def _write(
-    out: Path, plan: Dataset, behaviours: tuple[Behaviour, ...], card: TrainingCard, trunk: Trunk, tcn: Tcn
+    out: Path,
+    plan: Dataset,
+    behaviours: tuple[Behaviour, ...],
+    card: TrainingCard,
+    trunk: Trunk | None,
+    temporal: TemporalModel,
 ) -> Bundle:
     manifest = Manifest(
         format=FORMAT,
@@ -431,17 +550,21 @@ def _write(
         behaviours=behaviours,
         crop_px=CROP_PX,
         rate_fps=RATE_FPS,
-        feature_dim=trunk.feature_dim,
-        state_size=tcn.state_size,
-        receptive_field_frames=tcn.receptive_field_frames,
+        feature_dim=trunk.feature_dim if trunk else 0,
+        kinematics=plan.model.channels,
+        kinematics_version=VERSION if plan.model.channels else 0,
+        window_px=plan.window_px,
+        causal=temporal.is_live,
+        state_size=temporal.state_size,
+        receptive_field_frames=temporal.receptive_field_frames,
         warmup_frames=plan.warmup_frames,
         max_gap_s=plan.max_gap_s,
         files={},
         training=card,
     )
     with tempfile.TemporaryDirectory() as folder:
-        export_onnx(trunk, tcn, Path(folder))
-        contents = {name: Path(folder, name).read_bytes() for name in (FEATURES, TEMPORAL)}
+        export_onnx(trunk, temporal, Path(folder), kinematics=len(plan.model.channels))
+        contents = {name: Path(folder, name).read_bytes() for name in manifest.contents if name != CARD}
     return write_bundle(out, manifest, {**contents, CARD: _card_text(manifest).encode()})
 
 
@@ -461,7 +584,8 @@ def _card_text(manifest: Manifest) -> str:
             training.summary.strip(),
             "",
             f"- Behaviours: {names}, one probability each, {manifest.rate_fps} times a second",
-            f"- Memory: {manifest.receptive_field_frames} frames; unknown for the first {manifest.warmup_frames}",
+            *_sees(manifest),
+            f"- Memory: {_memory(manifest)}; unknown for the first {manifest.warmup_frames} frames",
             f"- Trained on {training.date} with seed {training.seed}: {steps}, {training.frames} frames",
             f"- Recordings: {', '.join(training.recordings)}",
             f"- Versions: {versions}",
@@ -474,6 +598,21 @@ def _card_text(manifest: Manifest) -> str:
             "",
         ]
     )
+
+
+def _sees(manifest: Manifest) -> Iterator[str]:
+    """Lines on what the model takes besides the crop of a window of its own finding."""
+    if manifest.kinematics:
+        crop = f"{manifest.feature_dim} features of the crop and " if manifest.feature_dim else ""
+        yield f"- Sees: {crop}{len(manifest.kinematics)} kinematic channels"
+    if manifest.window_px:
+        yield f"- Crop window: {manifest.window_px} px, unless the camera has one of its own"
+
+
+def _memory(manifest: Manifest) -> str:
+    frames = manifest.receptive_field_frames
+    reach = f"{frames} frames" if frames else "no bound"
+    return reach if manifest.causal else f"{reach}, later frames among them, so for recorded files alone"
 
 
 def _score_table(scores: Sequence[Score]) -> Table:

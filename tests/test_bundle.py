@@ -128,6 +128,39 @@ def test_truncated_manifest(bundle: Bundle, cut: int) -> None:
         load_bundle(bundle.path)
 
 
+def test_bundle_of_kinematics_alone_has_no_feature_network(tmp_path: Path) -> None:
+    alone = manifest(feature_dim=0, kinematics=("speed", "rise"), kinematics_version=1)
+    contents = {name: content for name, content in CONTENTS.items() if name != FEATURES}
+    written = write_bundle(tmp_path / "alone", alone, contents)
+    assert set(written.manifest.files) == {TEMPORAL, CARD} and written.manifest.input_dim == 2
+    (written.path / FEATURES).write_bytes(b"more")
+    with pytest.raises(MbrError, match=r"holds features\.onnx, not part of it"):
+        load_bundle(written.path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"feature_dim": 0},
+        {"kinematics": ("speed",)},
+        {"kinematics_version": 1},
+        {"kinematics": ("speed", "speed"), "kinematics_version": 1},
+        {"window_px": 0},
+    ],
+)
+def test_inputs_that_can_not_be(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        manifest(**changes)
+
+
+def test_manifests_from_before_kinematics_are_read(bundle: Bundle) -> None:
+    document = json.loads((bundle.path / "manifest.json").read_text())
+    for key in ("kinematics", "kinematics_version", "window_px"):
+        del document[key]
+    (bundle.path / "manifest.json").write_text(json.dumps(document))
+    assert load_bundle(bundle.path).manifest.kinematics == ()
+
+
 @pytest.mark.parametrize("name", sorted(CONTENTS))
 def test_missing_file(bundle: Bundle, name: str) -> None:
     (bundle.path / name).unlink()

@@ -24,6 +24,7 @@ from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, load_bundle  # noq
 from mbr_live.comparison import LabelFolder  # noqa: E402
 from mbr_live.dataset import (  # noqa: E402
     CROPPED_BY,
+    MEASURED_BY,
     RENDERED_BY,
     Augmentation,
     Dataset,
@@ -257,7 +258,12 @@ def test_a_folder_with_other_things_is_refused_before_the_work(cache: Path, tmp_
 
 def test_the_cache_knows_all_modules_that_it_depends_on() -> None:
     program = "import sys, mbr_live.{}; print(*(m.split('.')[1] for m in sys.modules if m.startswith('mbr_live.')))"
-    for name, patterns in (("simulate", RENDERED_BY), ("locate", CROPPED_BY), ("sources", CROPPED_BY)):
+    for name, patterns in (
+        ("simulate", RENDERED_BY),
+        ("locate", CROPPED_BY),
+        ("sources", CROPPED_BY),
+        ("kinematics", MEASURED_BY),
+    ):
         loaded = subprocess.check_output([sys.executable, "-c", program.format(name)], text=True).split()
         for module in set(loaded) - {"types"}:
             assert any(fnmatch(f"{module}.py", pattern) for pattern in patterns), module
