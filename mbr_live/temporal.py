@@ -29,12 +29,9 @@ class TemporalModel(nn.Module):
     receptive_field_frames: int
     """Frames that an output can depend on; 0 where there is no bound."""
 
-    def forward(self, features: Tensor) -> Tensor:
-        raise NotImplementedError
-
     def step(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One frame: features [B, D], state [B, S] -> logits [B, K], state [B, S]. Live models alone have it."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} looks ahead: it takes whole sequences, not frame by frame")
 
     @property
     def is_live(self) -> bool:

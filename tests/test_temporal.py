@@ -127,7 +127,7 @@ def test_an_offline_model_looks_both_ways_and_has_no_step(config: TemporalConfig
     model(features)[0, 15].sum().backward()
     touched = features.grad[0].abs().sum(1)
     assert touched[10] > 0 and touched[20] > 0
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(TypeError, match="looks ahead"):
         model.step(torch.randn(1, 5), torch.zeros(1, 4))
 
 
