@@ -1,7 +1,6 @@
-"""What a model is trained on: the dataset file, and its recordings as the pipeline sees them.
+"""What a model is trained on: the dataset file, and the videos and marks of its recordings.
 
-A simulated recording is rendered to an H.264 file; every video then goes through the stages of offline processing, so
-that training crops are what a later run crops. Both steps are cached under a key of everything that they depend on.
+A simulated recording is rendered to an H.264 file, which is cached under a key of everything that it depends on.
 Labels are looked up by source frame. A frame that nobody labelled stays UNKNOWN: it is masked, never a negative.
 """
 
@@ -12,14 +11,11 @@ import logging
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal, Self
+from typing import Annotated, Literal, Self
 
 import av
 import cv2
@@ -27,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
 
-from mbr_live import locate, sampler, simulate, sources, splits
+from mbr_live import sampler, simulate, sources, splits
 from mbr_live.annotation_formats import read_annotations
-from mbr_live.annotations import Annotations, Finding, Marks, ProblemKind, Severity
-from mbr_live.blindness import BlindState, is_blind
-from mbr_live.kinematics import ALL, CHANNELS, SHAPE, KinematicState, kinematics
+from mbr_live.annotations import Annotations, Finding, ProblemKind, Severity
+from mbr_live.augmentation import Augmentation
+from mbr_live.kinematics import ALL, CHANNELS, SHAPE
 from mbr_live.recordings import (
     NO_RANDOM,
     Clip,
@@ -50,23 +46,17 @@ from mbr_live.recordings import (
     video_spec,
     with_splits,
 )
-from mbr_live.silhouette import silhouette
 from mbr_live.splits import Fold, Split
 from mbr_live.temporal_config import TcnConfig, TemporalConfig
-from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, Image, MbrError
+from mbr_live.types import RATE_FPS, UNKNOWN, MbrError
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 """Told the stage of the work, the units done and the units in all."""
 
-# The modules that a rendered video and its crops depend on; a change of one of them makes these anew.
+# The modules that a rendered video depends on; a change of one of them makes it anew.
 RENDERED_BY = ("simulate*.py",)
-CROPPED_BY = ("background.py", "blindness.py", "locate.py", "sampler.py", "sources.py")
-MEASURED_BY = (*CROPPED_BY, "silhouette.py", "kinematics.py")
-
-_NOISE_MARGIN_PX = 64
-_MAPPED_FROM_BYTES = 8 << 20
 
 
 class BehaviourSpec(Section):
@@ -76,17 +66,6 @@ class BehaviourSpec(Section):
     columns: tuple[str, ...] = ()  # columns or codes that count as it; default: its own name, and names for the same
     min_bout_s: float = 0.3
     bridge_s: float = 0.2
-
-
-class Augmentation(Section):
-    """Largest changes of a crop. Mirroring along both axes and their swap are always drawn."""
-
-    turn_deg: float = 15.0
-    zoom: float = 0.25
-    shift_px: float = 8.0
-    brightness: float = 30.0
-    contrast: float = 0.3
-    noise: float = 8.0
 
 
 class ModelSettings(Section):
@@ -254,41 +233,6 @@ class Dataset(Section):
         if not self.groups_share_animal:
             return ()
         return ("Groups share an animal: neighbouring chunks are the same animal, so scores say little of others.",)
-
-
-@dataclass(frozen=True, slots=True)
-class Recording:
-    """The N frames of a recording that show the animal in a window, in order."""
-
-    name: str
-    subject: str  # what scores are given for: the recording, or the group of a clip
-    split: str
-    ticks: NDArray[np.int64]  # [N] of the 10 fps grid
-    crops: NDArray[np.uint8] | None  # [N, H, W, 3], mapped from a file where they are many; None: not needed
-    channels: NDArray[np.float32] | None  # [N, M] kinematics; None: not needed
-    truth: Marks  # [N, K]
-    judged: NDArray[np.bool_]  # [N] the mark is somebody's judgement of this frame, not held from an earlier one
-
-
-@dataclass(frozen=True, slots=True)
-class _Files:
-    """What is cached of a recording; crops and channels where they are needed."""
-
-    rows: Path  # ticks and source frames, int64 [N, 2]
-    crops: Path | None
-    channels: Path | None  # float32 [N, len(CHANNELS)]
-
-    def missing(self) -> tuple[Path, ...]:
-        wanted = (self.rows, self.crops, self.channels)
-        return tuple(path for path in wanted if path and not path.is_file())
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """T ticks on end that the temporal network passes without a reset."""
-
-    rows: NDArray[np.int64]  # [T] row of the recording that serves each tick, held over short gaps
-    known: NDArray[np.bool_]  # [T] False where a row is held
 
 
 def read_dataset(path: Path) -> Dataset:
@@ -462,225 +406,6 @@ def cache_folder() -> Path:
     return Path(base) / "mbr-live" / "training"
 
 
-def prepare(dataset: Dataset, cache: Path, progress: Progress) -> list[Recording]:
-    """Crop, measure and read every recording to train on or to validate with, in the dataset's order, on two processes.
-
-    Recordings without a labelled frame are left out, with a warning. What is in the cache is not made again.
-    """
-    cache.mkdir(parents=True, exist_ok=True)
-    specs = [spec for spec in dataset.all_recordings() if spec.split != "test"]
-    # Problems of labels are found before hours of cropping, but for simulated truth, which is rendered on the way.
-    real = [spec for spec in specs if not isinstance(spec.source, SimulatedRecording)]
-    known: dict[str, Annotations] = {}
-    for spec in real:
-        known[spec.name] = annotations_of(spec, dataset, cache)
-        progress("labels", len(known), len(real))
-    specs = [spec for spec in specs if spec.name not in known or np.any(known[spec.name].marks != UNKNOWN)]
-    files = {spec.name: _files(spec, dataset, cache) for spec in specs}
-    missing = [spec for spec in specs if files[spec.name].missing()]
-    progress("recordings", len(specs) - len(missing), len(specs))
-    if missing:
-        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
-            tasks = [
-                workers.submit(_prepare_one, spec, dataset.window_px, dataset.max_gap_frames, cache, files[spec.name])
-                for spec in missing
-            ]
-            try:
-                for left, task in zip(reversed(range(len(tasks))), as_completed(tasks), strict=True):
-                    task.result()
-                    progress("recordings", len(specs) - left, len(specs))
-            except BaseException:
-                workers.shutdown(cancel_futures=True)
-                raise
-    recordings = [
-        _load(
-            spec, known.get(spec.name) or annotations_of(spec, dataset, cache), files[spec.name], dataset.model, cache
-        )
-        for spec in specs
-    ]
-    for recording in recordings:
-        if not np.any(recording.truth != UNKNOWN):
-            log.warning("%s: no labelled frame shows the animal; it is left out", recording.name)
-    return [recording for recording in recordings if np.any(recording.truth != UNKNOWN)]
-
-
-def stretches(ticks: NDArray[np.int64], max_gap_frames: int) -> list[Stretch]:
-    """Cut a recording where more than `max_gap_frames` ticks have no crop; hold the last row over shorter gaps."""
-    if not len(ticks):
-        return []
-    breaks = np.flatnonzero(np.diff(ticks) - 1 > max_gap_frames) + 1
-    found = []
-    for rows in np.split(np.arange(len(ticks)), breaks):
-        of_stretch = ticks[rows]
-        grid = np.arange(of_stretch[0], of_stretch[-1] + 1)
-        served = np.searchsorted(of_stretch, grid, side="right") - 1
-        found.append(Stretch(rows[served], of_stretch[served] == grid))
-    return found
-
-
-def augment(crops: NDArray[np.uint8], settings: Augmentation, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Crops uint8 [B, H, W, 3] -> the same, each with a random change of place, light and noise of its own."""
-    side = crops.shape[1]
-    # One field of noise, laid at a new place for each crop, is as good as fresh noise and far cheaper.
-    field = rng.standard_normal((side + _NOISE_MARGIN_PX, side + _NOISE_MARGIN_PX, 3), np.float32)
-    changed = np.empty_like(crops)
-    for crop, picture in enumerate(crops):
-        matrix = _random_motion(side, settings, rng)
-        moved = cv2.warpAffine(picture, matrix, (side, side), borderMode=cv2.BORDER_REPLICATE)
-        top, left = rng.integers(0, _NOISE_MARGIN_PX, 2)
-        noise = field[top : top + side, left : left + side] * np.float32(rng.uniform(0.0, settings.noise))
-        changed[crop] = np.clip(cv2.LUT(moved, _random_tone(settings, rng)) + noise, 0.0, 255.0)
-    return changed
-
-
-def _random_motion(side: int, settings: Augmentation, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Affine 2 x 3 matrix: mirrored, turned and zoomed about the middle, then shifted."""
-    angle = np.deg2rad(rng.uniform(-settings.turn_deg, settings.turn_deg))
-    zoom = np.exp(rng.uniform(-settings.zoom, settings.zoom))
-    linear = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    linear = linear @ np.diag(rng.choice((-1.0, 1.0), 2))
-    if rng.random() < 0.5:
-        linear = linear[:, ::-1]
-    middle = np.full(2, (side - 1) / 2)
-    shift = rng.uniform(-settings.shift_px, settings.shift_px, 2)
-    return np.column_stack((linear, middle + shift - linear @ middle))
-
-
-def _random_tone(settings: Augmentation, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Look-up table float32 [256] of contrast about mid-grey, and brightness."""
-    contrast = np.exp(rng.uniform(-settings.contrast, settings.contrast))
-    brightness = rng.uniform(-settings.brightness, settings.brightness)
-    levels = np.arange(256, dtype=np.float32)
-    return np.asarray((levels - 128.0) * contrast + 128.0 + brightness, np.float32)
-
-
-def _prepare_one(spec: RecordingSpec, window_px: int | None, max_gap_frames: int, cache: Path, files: _Files) -> None:
-    """Make what is missing of a recording."""
-    cv2.setNumThreads(1)
-    source = sources.JoinedFiles(spec.name, [sources.open_video(video) for video in video_files(spec, cache)])
-    rows = _write_frames(source, window_px, max_gap_frames, files)
-    if not len(rows) and not isinstance(spec.source, Clip):
-        raise MbrError(
-            f"{spec.name}: the animal was not found for long enough to crop it. Give a longer recording, or "
-            "window_px = the side of the crop window."
-        )
-    _save(files.rows, rows)
-
-
-def _files(spec: RecordingSpec, dataset: Dataset, cache: Path) -> _Files:
-    """The files of a recording in the cache, named by all that they depend on."""
-    if isinstance(spec.source, SimulatedRecording):
-        pictures = spec.source.model_dump_json(exclude={"split"})
-    else:
-        pictures = " ".join(_content_hash(video, cache) for video in video_files(spec))
-    window = f" window {dataset.window_px}" if dataset.window_px else ""
-    key = key_of(pictures + window, (*RENDERED_BY, *CROPPED_BY))
-    measured = key_of(f"{pictures}{window} gap {dataset.max_gap_frames}", (*RENDERED_BY, *MEASURED_BY))
-    name = file_name(spec.name)
-    return _Files(
-        cache / f"{name}.{key}.rows.npy",
-        cache / f"{name}.{key}.crops.npy" if dataset.model.extractor != "none" else None,
-        cache / f"{name}.{measured}.channels.npy" if dataset.model.channels else None,
-    )
-
-
-def _content_hash(path: Path, cache: Path) -> str:
-    """SHA-256 of a file; kept in the cache as long as the file's size and time stay, since videos are large."""
-    stat = path.stat()
-    known_by = hashlib.sha256(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()[:16]
-    kept = cache / f"{file_name(path.stem)}.{known_by}.sha256"
-    if not kept.is_file():
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        partial = kept.with_suffix(f".{os.getpid()}.part")
-        partial.write_text(digest, encoding="utf-8")
-        partial.replace(kept)
-    return kept.read_text(encoding="utf-8")
-
-
-def _write_frames(
-    source: sources.Source, window_px: int | None, max_gap_frames: int, files: _Files
-) -> NDArray[np.int64]:
-    """Write the missing crops and channels of all 10 fps frames with an animal; their rows, int64 [N, 2]."""
-    state, seen, moved = locate.initial_state(), BlindState(), KinematicState()
-    rows: list[tuple[int, int]] = []
-    channels: list[NDArray[np.float32]] = []
-    missing = files.missing()
-    with ExitStack() as stack:
-        write = stack.enter_context(_crop_file(files.crops)) if files.crops and files.crops in missing else None
-        for frame in sources.sampled(source, source.name):
-            blind, seen = is_blind(frame.pixels, seen)
-            if blind:
-                continue
-            sighting, state = locate.locate(frame.pixels, state)
-            side = window_px or locate.window_px(state)
-            if not sighting.found or side is None:
-                continue
-            if write:
-                write(locate.crop(frame.pixels, sighting.x_px, sighting.y_px, side))
-            if files.channels in missing:
-                if rows and frame.index - rows[-1][0] - 1 > max_gap_frames:
-                    moved = KinematicState()  # as the pipeline resets a lane
-                measured, moved = kinematics(silhouette(frame.pixels, sighting, state, side), moved)
-                channels.append(measured)
-            rows.append((frame.index, frame.source_frame))
-    if files.channels in missing and files.channels:
-        _save(files.channels, np.array(channels, np.float32).reshape(-1, len(CHANNELS)))
-    return np.array(rows, np.int64).reshape(-1, 2)
-
-
-@contextmanager
-def _crop_file(path: Path) -> Iterator[Callable[[Image], None]]:
-    """Write crops one by one to a .npy file of uint8 [N, 160, 160, 3] that is there only when all went well."""
-    partial = path.with_suffix(".part")
-    count = 0
-
-    def write_header(file: BinaryIO) -> None:
-        # numpy leaves room for the length to grow, so that the header can be written again over itself.
-        shape = (count, CROP_PX, CROP_PX, 3)
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-
-    def write(crop: Image) -> None:
-        nonlocal count
-        file.write(crop.tobytes())
-        count += 1
-
-    try:
-        with partial.open("wb") as file:
-            write_header(file)
-            yield write
-            file.seek(0)
-            write_header(file)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _load(spec: RecordingSpec, annotations: Annotations, files: _Files, model: ModelSettings, cache: Path) -> Recording:
-    ticks, source_frames = np.load(files.rows, allow_pickle=False).T
-    crops, channels = None, None
-    if files.crops:
-        # A mapped file stays open: thousands of clips would be more than a process may have.
-        crops = np.load(files.crops, mmap_mode="r" if files.crops.stat().st_size > _MAPPED_FROM_BYTES else None)
-    if files.channels:
-        chosen = [CHANNELS.index(name) for name in model.channels]
-        channels = np.load(files.channels, allow_pickle=False)[:, chosen]
-    judged = np.ones(len(ticks), np.bool_)
-    if annotations.judged is not None:
-        sampled = sampled_frames(spec, cache)  # a still is shown by one of these, whether the animal was found or not
-        judged = np.isin(source_frames, sampled[annotations.judged_at(sampled)])
-    return Recording(
-        name=spec.name,
-        subject=spec.group if isinstance(spec.source, Clip) else spec.name,
-        split=spec.split or "train",
-        ticks=ticks,
-        crops=crops,
-        channels=channels,
-        truth=annotations.at(source_frames),
-        judged=judged,
-    )
-
-
 def _rendered(recording: SimulatedRecording, cache: Path) -> tuple[Path, Path]:
     """Video and truth of a simulated recording in the cache."""
     key = key_of(recording.model_dump_json(exclude={"split"}), RENDERED_BY)
@@ -699,10 +424,3 @@ def key_of(identity: str, modules: Sequence[str]) -> str:
 def file_name(name: str) -> str:
     """The name of a recording, as files can be called."""
     return re.sub(r"[^\w.-]", "_", name)
-
-
-def _save(path: Path, array: NDArray[np.generic]) -> None:
-    partial = path.with_suffix(".part")
-    with partial.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    partial.replace(path)

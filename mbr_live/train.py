@@ -32,8 +32,9 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mbr_live import __version__, dataset, decide
+from mbr_live import __version__, dataset, decide, preparation
 from mbr_live.annotations import Marks, runs
+from mbr_live.augmentation import augment
 from mbr_live.bundle import (
     CARD,
     FORMAT,
@@ -47,10 +48,11 @@ from mbr_live.bundle import (
 )
 from mbr_live.checkpoints import Checkpoints, Stateful
 from mbr_live.curves import Curves
-from mbr_live.dataset import BehaviourSpec, Dataset, ModelSettings, Recording, TrainingSettings
+from mbr_live.dataset import BehaviourSpec, Dataset, ModelSettings, TrainingSettings
 from mbr_live.engine import windows
 from mbr_live.kinematics import VERSION
 from mbr_live.models import Trunk, TrunkConfig, export_onnx
+from mbr_live.preparation import Recording
 from mbr_live.scoring import average_precision, f1
 from mbr_live.temporal import Ensemble, TemporalModel, build_temporal
 from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, MbrError
@@ -149,7 +151,7 @@ def train_on(
     check_replaceable(out)
     curves = Curves(logs)
     cache = cache or dataset.cache_folder()
-    recordings = dataset.prepare(plan, cache, progress)
+    recordings = preparation.prepare(plan, cache, progress)
     checkpoints = Checkpoints(cache / f"{plan.name}.{_key(plan, recordings)}.checkpoints")
     lessons = [_lesson(recording, plan.max_gap_frames) for recording in recordings]
     lessons_to_learn = [lesson for lesson in lessons if lesson.recording.split == "train"]
@@ -237,7 +239,7 @@ def _standardise(temporal: Ensemble, inputs: Sequence[Tensor]) -> None:
 
 
 def _lesson(recording: Recording, max_gap_frames: int) -> _Lesson:
-    parts = dataset.stretches(recording.ticks, max_gap_frames)
+    parts = preparation.stretches(recording.ticks, max_gap_frames)
     lengths = np.array([len(part.rows) for part in parts])
     stops = np.cumsum(lengths)
     return _Lesson(
@@ -308,7 +310,7 @@ def _train_on_frames(
     for step in checkpoints.steps("frames", steps, optimiser.parts, rng):
         drawn = _draw(lessons, settings.frames_per_step, 1, rng)
         crops = np.concatenate([_crops(each.lesson.recording)[each.rows] for each in drawn])
-        features = trunk(torch.from_numpy(dataset.augment(crops, settings.augmentation, rng)))
+        features = trunk(torch.from_numpy(augment(crops, settings.augmentation, rng)))
         loss = _loss(behaviours(features)[:, None], drawn, settings, unscored=0)
         optimiser.step(loss)
         curves.learnt("frames", step + 1, loss, trunk)

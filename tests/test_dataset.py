@@ -10,8 +10,9 @@ import av
 import numpy as np
 import pytest
 
-from mbr_live.dataset import Dataset, annotated, annotations_of, prepare, read_dataset, sampled_frames
+from mbr_live.dataset import Dataset, annotated, annotations_of, read_dataset, sampled_frames
 from mbr_live.dataset_program import check_program, dataset_problems, problem_lines
+from mbr_live.preparation import prepare
 from mbr_live.recordings import RecordingSpec, by_log_name
 from mbr_live.sources import JoinedFiles, VideoFile
 from mbr_live.types import UNKNOWN, MbrError

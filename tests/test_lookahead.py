@@ -20,10 +20,10 @@ from test_bundle import edit, manifest  # noqa: E402
 
 from mbr_live.batch import Job, Replayed, run_job  # noqa: E402
 from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, check_live, load_bundle, write_bundle  # noqa: E402
-from mbr_live.dataset import stretches  # noqa: E402
 from mbr_live.engine import Crops, Floats, OpenVinoEngine, windows  # noqa: E402
 from mbr_live.models import Trunk, TrunkConfig, export_onnx  # noqa: E402
 from mbr_live.pipeline import Hindsight, LaneState, Pipeline, Seen  # noqa: E402
+from mbr_live.preparation import stretches  # noqa: E402
 from mbr_live.run import System  # noqa: E402
 from mbr_live.simulate import Simulation  # noqa: E402
 from mbr_live.sinks import LabelRow, read_labels, read_run  # noqa: E402

@@ -19,23 +19,15 @@ torch = pytest.importorskip("torch", reason="training is not installed: pip inst
 
 from mbr_live import checkpoints, curves  # noqa: E402
 from mbr_live import train as training  # noqa: E402
+from mbr_live.augmentation import Augmentation, augment  # noqa: E402
 from mbr_live.batch import Job, run_job  # noqa: E402
 from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, load_bundle  # noqa: E402
 from mbr_live.comparison import LabelFolder  # noqa: E402
-from mbr_live.dataset import (  # noqa: E402
-    CROPPED_BY,
-    MEASURED_BY,
-    RENDERED_BY,
-    Augmentation,
-    Dataset,
-    augment,
-    prepare,
-    read_dataset,
-    stretches,
-)
+from mbr_live.dataset import RENDERED_BY, Dataset, read_dataset  # noqa: E402
 from mbr_live.engine import OpenVinoEngine  # noqa: E402
 from mbr_live.evaluate import evaluate  # noqa: E402
 from mbr_live.evaluate_program import truths  # noqa: E402
+from mbr_live.preparation import CROPPED_BY, MEASURED_BY, prepare, stretches  # noqa: E402
 from mbr_live.scoring import average_precision, f1  # noqa: E402
 from mbr_live.train import train  # noqa: E402
 from mbr_live.types import MbrError  # noqa: E402
