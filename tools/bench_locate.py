@@ -16,7 +16,8 @@ References, built with the whole recording in hand, past and future:
 
 "in crop" is the share of scored frames with nine tenths of the reference region inside the crop window. The window is
 the settled one; where recordings are too short to settle it, twice the median length over all of them.
-"cylinder_X late" leaves out the first 5 s of each file; "joined" is one state over all files.
+"cylinder_X late" leaves out the first 5 s of each file, "worst" is the file of them with the smallest share within
+60 px; "joined" is one state over all files.
 """
 
 from __future__ import annotations
@@ -145,13 +146,26 @@ def covered(mask: Mask, sighting: Sighting, window: float, scale: float) -> floa
     return float(np.mean(inside & (np.abs(y * scale - sighting.y_px) <= window / 2)))
 
 
+def errors_px(run: Run, truth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Distance of each frame's sighting from the truth, infinite where nothing was found."""
+    at = np.array([(s.x_px, s.y_px) for s in run.sightings])
+    return np.where([s.found for s in run.sightings], np.hypot(*(at - truth).T), np.inf)
+
+
+def worst_file(run: Run, truth: NDArray[np.float64], used: Mask) -> Mask:
+    """The frames of the file with the smallest share within 60 px."""
+    file_of = np.cumsum(np.array(run.file_frames) == 0)
+    scored, near = used & ~np.isnan(truth[:, 0]), errors_px(run, truth) <= 60
+    shares = {number: near[scored & (file_of == number)].mean() for number in np.unique(file_of[scored])}
+    worst: Mask = file_of == min(shares, key=lambda number: shares[number])
+    return worst
+
+
 def row(name: str, run: Run, truth: NDArray[np.float64], masks: list[Mask | None], used: Mask) -> str:
     """One line of the table, over the frames in `used`."""
     found = np.array([s.found for s in run.sightings])
-    at = np.array([(s.x_px, s.y_px) for s in run.sightings])
-    errors = np.hypot(*(at - truth).T)
     scored = used & ~np.isnan(truth[:, 0])
-    errors = np.where(found, errors, np.inf)[scored]
+    errors = errors_px(run, truth)[scored]
     window = run.window or 2 * float(np.median([s.length_px for s in run.sightings if s.found]))
     parts = [(m, s) for m, s, u in zip(masks, run.sightings, used, strict=True) if m is not None and u]
     in_crop = [s.found and covered(m, s, window, run.scale) >= 0.9 for m, s in parts]
@@ -200,7 +214,9 @@ def bench(name: str, data: Path, sheets: Path | None) -> Iterator[str]:
         else:
             yield row(label, run, truth, masks, everything)
         if name.startswith("cylinder"):
-            yield row(f"{label} late", run, truth, masks, np.array(run.file_frames) >= LATE_FRAMES)
+            late = np.array(run.file_frames) >= LATE_FRAMES
+            yield row(f"{label} late", run, truth, masks, late)
+            yield row(f"{label} worst", run, truth, masks, late & worst_file(run, truth, late))
         if sheets is not None:
             write_sheet(run, sheets / label.replace(" ", "_"))
 
