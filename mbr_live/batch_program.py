@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,12 +11,15 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 
 from mbr_live.batch import Job, Replayed, estimated_frames, jobs_of, run_job
-from mbr_live.bundle import load_bundle
-from mbr_live.engine import OpenVinoEngine
+from mbr_live.bundle import Bundle, load_bundle
+from mbr_live.engine import Engine
+from mbr_live.engine_choice import kind_of, open_engine
 from mbr_live.sinks import RunManifest, read_run
-from mbr_live.types import MbrError
+from mbr_live.types import DEFAULT_ENGINE, EngineWish, MbrError
 
 EXIT_SOME_FAILED = 1
+
+_log = logging.getLogger(__name__)
 
 
 def batch_program(
@@ -26,12 +30,14 @@ def batch_program(
     join: str | None = None,
     drops: Path | None = None,
     window_px: int | None = None,
+    wish: EngineWish | None = None,
 ) -> int:
     """Label every file; 0 when all went well, 1 when some could not be read (they are named on stderr)."""
     bundle = load_bundle(bundle_path)
     jobs = jobs_of(videos, join)
-    replayed = _replayed(drops, jobs) if drops else None
-    engine = OpenVinoEngine(bundle)
+    lived = _lived(drops, jobs) if drops else None
+    replayed = Replayed(lived.drops, lived.restarts) if lived else None
+    engine = _engine(bundle, wish, lived)
     done: list[RunManifest] = []
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
@@ -62,7 +68,19 @@ def _advance(bars: Progress, bar: TaskID) -> Callable[[int], None]:
     return lambda done: bars.update(bar, completed=done) if done % 50 == 0 else None
 
 
-def _replayed(path: Path, jobs: Sequence[Job]) -> Replayed:
+def _engine(bundle: Bundle, wish: EngineWish | None, lived: RunManifest | None) -> Engine:
+    """The engine that was asked for; that of the live run where one is replayed."""
+    if lived is None:
+        return open_engine(bundle, wish or DEFAULT_ENGINE)
+    recorded = kind_of(lived.engine)
+    engine = open_engine(bundle, wish or recorded, recorded=recorded)
+    if engine.name != lived.engine:
+        _log.warning("%s was labelled by %s; this is %s: labels may differ", lived.recording, lived.engine, engine.name)
+    return engine
+
+
+def _lived(path: Path, jobs: Sequence[Job]) -> RunManifest:
+    """The live run that is replayed."""
     run = read_run(path)
     if len(jobs) != 1:
         raise MbrError(f"{path}: --drops is of one recording ({run.recording}), but {len(jobs)} were given. Give one.")
@@ -71,7 +89,7 @@ def _replayed(path: Path, jobs: Sequence[Job]) -> Replayed:
             f"{path}: this run did not come to its end, so what it lost is not known yet. Let it go on and end: "
             "mbr-live run with the same configuration."
         )
-    return Replayed(run.drops, run.restarts)
+    return run
 
 
 def _table(runs: Sequence[RunManifest]) -> Table:

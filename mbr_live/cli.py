@@ -14,7 +14,7 @@ from rich.console import Console
 from mbr_live import __version__
 from mbr_live.config import DEMO_BUNDLE, Config, Loss, load_config
 from mbr_live.processes import EXIT_USER_ERROR, stop_signal
-from mbr_live.types import MbrError
+from mbr_live.types import EngineWish, MbrError
 
 # The programs import what they need when they are called: `mbr-live --help` must not wait for an inference engine.
 app = typer.Typer(
@@ -25,6 +25,10 @@ app = typer.Typer(
 )
 dataset_app = typer.Typer(help="Annotated recordings to train on.", no_args_is_help=True)
 app.add_typer(dataset_app, name="dataset")
+engine_app = typer.Typer(help="What computes the networks on this machine.", no_args_is_help=True)
+app.add_typer(engine_app, name="engine")
+calibrate_app = typer.Typer(help="Fit a bundle to recordings without training it.", no_args_is_help=True)
+app.add_typer(calibrate_app, name="calibrate")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 BundleOption = Annotated[Path, typer.Option("--bundle", help="Model bundle.")]
@@ -32,6 +36,7 @@ Videos = Annotated[list[Path], typer.Argument(help="Video files.")]
 ConfigFile = Annotated[Path, typer.Argument(help="Configuration file (TOML).")]
 DatasetFile = Annotated[Path, typer.Argument(help="Dataset file (TOML).")]
 WindowPx = Annotated[int | None, typer.Option("--window-px", min=16, help="Side of the crop window; else found.")]
+EngineOption = Annotated[EngineWish | None, typer.Option("--engine", help="What computes the networks.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Lines of text instead of a dashboard.")]
 Seconds = Annotated[float | None, typer.Option("--seconds", min=0.1, help="Stop after this time.")]
 
@@ -62,9 +67,9 @@ def _options(
 
 
 @app.command()
-def run(config: ConfigFile, seconds: Seconds = None, plain: Plain = False) -> None:
+def run(config: ConfigFile, engine: EngineOption = None, seconds: Seconds = None, plain: Plain = False) -> None:
     """Run all processes of one configuration, with a dashboard."""
-    _run_system(load_config(config), seconds, plain)
+    _run_system(_with_engine(load_config(config), engine), seconds, plain)
 
 
 @app.command()
@@ -79,11 +84,16 @@ def capture(
 
 
 @app.command()
-def infer(config: ConfigFile) -> None:
+def infer(config: ConfigFile, engine: EngineOption = None) -> None:
     """The inference process of all cameras: labels to the logs and to whoever watches."""
     from mbr_live import infer as program
 
-    program.infer(load_config(config))
+    program.infer(_with_engine(load_config(config), engine))
+
+
+def _with_engine(config: Config, engine: EngineWish | None) -> Config:
+    """What the command line says goes before what the configuration says."""
+    return config.model_copy(update={"engine": engine}) if engine else config
 
 
 @app.command()
@@ -109,13 +119,15 @@ def replay(
     drop: Annotated[float, typer.Option(min=0.0, max=0.99, help="Fraction of the frames to lose on the way.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Which frames are lost.")] = 0,
     window_px: WindowPx = None,
+    engine: EngineOption = None,
     plain: Plain = False,
 ) -> None:
     """Play video files as live cameras through the real processes."""
     from mbr_live.run import replay_config
 
     loss = Loss(fraction=drop, seed=seed) if drop else None
-    _run_system(replay_config(videos, out, bundle, speed=speed, loss=loss, window_px=window_px), None, plain)
+    config = replay_config(videos, out, bundle, speed=speed, loss=loss, window_px=window_px)
+    _run_system(_with_engine(config, engine), None, plain)
 
 
 def _run_system(config: Config, seconds: float | None, plain: bool) -> None:
@@ -134,11 +146,12 @@ def batch(
     join: Annotated[str | None, typer.Option(help="Treat the files as one recording of this name.")] = None,
     drops: Annotated[Path | None, typer.Option(help="Lose the frames that this live run (.run.json) lost.")] = None,
     window_px: WindowPx = None,
+    engine: EngineOption = None,
 ) -> None:
-    """Label recorded files."""
+    """Label recorded files; with --drops, with the engine of that run."""
     from mbr_live.batch_program import batch_program
 
-    raise SystemExit(batch_program(videos, out, bundle, join=join, drops=drops, window_px=window_px))
+    raise SystemExit(batch_program(videos, out, bundle, join=join, drops=drops, window_px=window_px, wish=engine))
 
 
 @app.command()

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mbr_live.types import MbrError
+from mbr_live.types import DEFAULT_ENGINE, EngineWish, MbrError
 
 DEMO_BUNDLE = Path(__file__).resolve().parent.parent / "engines" / "demo"
 
@@ -105,6 +105,7 @@ class Config(_Section):
 
     out: Path  # folder of the logs
     bundle: Path = DEMO_BUNDLE
+    engine: EngineWish = DEFAULT_ENGINE
     wire: Wire = Wire()
     camera: Annotated[tuple[Camera, ...], Field(min_length=1, max_length=256)]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config
-from mbr_live.engine import OpenVinoEngine
+from mbr_live.engine_choice import kind_of, open_engine
 from mbr_live.latency import LatencyHistogram
 from mbr_live.pipeline import LaneState, Pipeline
 from mbr_live.processes import Stop, stop_signal
@@ -35,7 +35,7 @@ from mbr_live.sinks import (
     write_run,
 )
 from mbr_live.status import CameraStatus, LabelMessage, Liveness, SystemStatus
-from mbr_live.types import RATE_FPS, Decision
+from mbr_live.types import RATE_FPS, Decision, EngineKind, MbrError
 from mbr_live.wire import BadMessage, End, FrameHeader, FrameReceiver, Header, Heartbeat, StatusPublisher, frame_of
 
 TIMINGS_SUFFIX = ".timings.csv"
@@ -55,7 +55,7 @@ def infer(config: Config) -> None:
     bundle = load_bundle(config.bundle)
     check_live(bundle)
     config.out.mkdir(parents=True, exist_ok=True)
-    engine = OpenVinoEngine(bundle)
+    engine = open_engine(bundle, config.engine, recorded=_recorded_engine(config))
     windows = {camera.name: camera.window_px for camera in config.camera if camera.window_px is not None}
     pipeline = Pipeline(bundle.manifest, engine, windows)
     with ExitStack() as stack:
@@ -74,6 +74,19 @@ def infer(config: Config) -> None:
         service = _Service(config, pipeline, lanes, receiver, publisher, template)
         with stop_signal() as stop:
             service.serve(stop)
+
+
+def _recorded_engine(config: Config) -> EngineKind | None:
+    """The engine of the labels that are there and will be gone on with; None where there are none."""
+    runs = [config.out / f"{camera.name}{RUN_SUFFIX}" for camera in config.camera]
+    kinds = {path: kind_of(read_run(path).engine) for path in runs if path.exists()}
+    if len(set(kinds.values())) > 1:
+        raise MbrError(
+            f"{config.out}: its sessions were labelled with several engines "
+            f"({', '.join(f'{path.name}: {kind}' for path, kind in kinds.items())}), and one process has one. "
+            "Give another folder."
+        )
+    return next(iter(kinds.values()), None)
 
 
 class Lane:
