@@ -190,6 +190,31 @@ def check(
     raise SystemExit(check_program(dataset, out))
 
 
+@calibrate_app.callback()
+def _calibrate() -> None:
+    pass
+
+
+@calibrate_app.command("int8")
+def calibrate_int8(
+    bundle: Annotated[Path, typer.Argument(help="Model bundle; it gets the int8 features, unless --out is given.")],
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[VIDEO]...", help="More video files.")] = None,
+    videos: Annotated[list[Path] | None, typer.Option("--videos", help="Video files to calibrate on.")] = None,
+    dataset: Annotated[
+        Path | None, typer.Option("--dataset", help="Dataset file with the truth; alone: its validation recordings.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of another bundle to write.")] = None,
+    folder: Annotated[Path, typer.Option("--lists", help="Folder for the list of frames.")] = Path("calibration"),
+    frames: Annotated[Path | None, typer.Option("--frames", help="Take the frames of this list again.")] = None,
+) -> None:
+    """Give a bundle 8-bit integer features (needs the extra `train`); refused where they label worse."""
+    try:
+        from mbr_live.calibrate_program import calibrate_int8_program
+    except ModuleNotFoundError as error:
+        raise MbrError(f"calibrate: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
+    calibrate_int8_program(bundle, [*(videos or []), *(more or [])], dataset, out=out, folder=folder, frames=frames)
+
+
 @app.command()
 def train(
     dataset: DatasetFile,
