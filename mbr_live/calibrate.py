@@ -163,11 +163,11 @@ def choose(labelled: Sequence[Labelled], count: int) -> list[list[int]]:
     """
     strata: dict[tuple[object, ...], list[tuple[int, int]]] = {}
     for number, each in enumerate(labelled):
-        thirds = (
-            np.searchsorted(np.quantile(each.light, (1 / _LIGHTS, 2 / _LIGHTS)), each.light) if len(each.light) else []
-        )
+        if not len(each.light):
+            continue
+        thirds = np.searchsorted(np.quantile(each.light, (1 / _LIGHTS, 2 / _LIGHTS)), each.light).tolist()
         for frame, labels, third in zip(each.source_frames.tolist(), each.labels.tolist(), thirds, strict=True):
-            strata.setdefault((*labels, int(third)), []).append((number, frame))
+            strata.setdefault((*labels, third), []).append((number, frame))
     shares = _shares([len(each) for each in strata.values()], count)
     chosen: list[list[int]] = [[] for _ in labelled]
     for frames, share in zip(strata.values(), shares, strict=True):

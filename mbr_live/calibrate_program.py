@@ -13,7 +13,7 @@ from rich.table import Table
 from mbr_live import dataset as datasets
 from mbr_live.bundle import Bundle, Int8Card, check_replaceable, load_bundle
 from mbr_live.calibrate import MAX_LABELS_DIFFER, MAX_PR_AUC_LOSS, Given, calibrate, read_list
-from mbr_live.recordings import SimulatedRecording
+from mbr_live.recordings import RecordingSpec, SimulatedRecording
 from mbr_live.types import MbrError
 
 
@@ -69,7 +69,7 @@ def given_recordings(videos: Sequence[Path], dataset_file: Path | None) -> list[
     ]
 
 
-def _of_dataset(spec: datasets.RecordingSpec, dataset: datasets.Dataset) -> Given:
+def _of_dataset(spec: RecordingSpec, dataset: datasets.Dataset) -> Given:
     truth = datasets.annotations_of(spec, dataset)
     return Given(spec.name, datasets.video_files(spec), dataset.window_px, truth)
 
@@ -79,8 +79,8 @@ def _show(bundle: Bundle, list_file: Path) -> None:
     if card is None:
         raise MbrError(f"Bundle {bundle.path}: the int8 features are gone. Did somebody else write it?")
     console = Console(soft_wrap=True, highlight=False)
-    console.print(_table(card))
     if card.pr_auc:
+        console.print(_table(card))
         console.print(f"largest loss of PR-AUC {card.pr_auc_loss:+.4f} (allowed: {MAX_PR_AUC_LOSS})")
     else:
         console.print(
