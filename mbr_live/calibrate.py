@@ -295,15 +295,9 @@ def _crops(
 def _shares(sizes: Sequence[int], count: int) -> list[int]:
     """How many of `count` each stratum gives: all the same, but none more than it has."""
     shares = [0] * len(sizes)
-    left = min(count, sum(sizes))
-    while left:
-        open_ = [number for number, size in enumerate(sizes) if shares[number] < size]
-        for number in open_[:left]:
-            more = max(1, min(left // len(open_), sizes[number] - shares[number]))
-            shares[number] += more
-            left -= more
-            if not left:
-                break
+    for _ in range(min(count, sum(sizes))):
+        open_ = (number for number, size in enumerate(sizes) if shares[number] < size)
+        shares[min(open_, key=shares.__getitem__)] += 1
     return shares
 
 

@@ -190,6 +190,23 @@ def check(
     raise SystemExit(check_program(dataset, out))
 
 
+@engine_app.callback()
+def _engine() -> None:
+    pass
+
+
+@engine_app.command("check")
+def engine_check(
+    bundle: Annotated[Path, typer.Argument(help="Model bundle.")] = DEMO_BUNDLE,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Measure for `auto` again, and keep nothing.")] = False,
+) -> None:
+    """What computes a bundle here: versions, precision, parity, speed; exit code 1 where an engine differs."""
+    from mbr_live.engine_program import check_program
+
+    raise SystemExit(check_program(bundle, as_json=as_json, anew=anew))
+
+
 @calibrate_app.callback()
 def _calibrate() -> None:
     pass
