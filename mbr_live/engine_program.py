@@ -27,8 +27,10 @@ from mbr_live.types import DEFAULT_ENGINE, EngineKind, MbrError
 EXIT_FAILED = 1
 
 _LIBRARIES = ("mbr-live", "openvino", "numpy", "torch", "onnx", "onnxruntime")
-_INSTRUCTIONS = tuple(
-    ["avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16", "asimd"]
+_INSTRUCTIONS = (
+    *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
+    *("amx_tile", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "bf16", "i8mm"),
 )
 _TIMED_S = 1.0
 
