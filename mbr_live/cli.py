@@ -13,6 +13,7 @@ from rich.console import Console
 
 from mbr_live import __version__
 from mbr_live.config import DEMO_BUNDLE, Config, Loss, load_config
+from mbr_live.plans import GpuPrecision
 from mbr_live.processes import EXIT_USER_ERROR, stop_signal
 from mbr_live.types import EngineWish, MbrError
 
@@ -205,6 +206,37 @@ def engine_check(
     from mbr_live.engine_program import check_program
 
     raise SystemExit(check_program(bundle, as_json=as_json, anew=anew))
+
+
+@engine_app.command("build")
+def engine_build(
+    bundle: Annotated[Path, typer.Argument(help="Model bundle.")] = DEMO_BUNDLE,
+    precision: Annotated[GpuPrecision, typer.Option(help="Of the feature network.")] = "f16",
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Lanes at a time.")] = 1,
+) -> None:
+    """Build the GPU plan of a bundle for this machine (needs the extra `gpu`)."""
+    from mbr_live.plan_program import build_program
+
+    build_program(bundle, precision, batch)
+
+
+@engine_app.command("list")
+def engine_list() -> None:
+    """The GPU plans of this machine; exit code 1 where one can not be used."""
+    from mbr_live.plan_program import list_program
+
+    raise SystemExit(list_program())
+
+
+@engine_app.command("remove")
+def engine_remove(
+    plans: Annotated[list[str] | None, typer.Argument(help="File names, as `engine list` shows them.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+) -> None:
+    """Delete GPU plans."""
+    from mbr_live.plan_program import remove_program
+
+    remove_program(plans or [], every=every)
 
 
 @calibrate_app.callback()

@@ -23,7 +23,10 @@ from mbr_live.bundle import Bundle
 from mbr_live.engine import Engine
 from mbr_live.engine_parity import limits, parity, passes, probe, timed_s
 from mbr_live.openvino_engine import OpenVinoEngine, Precision
-from mbr_live.types import EngineKind, EngineWish, MbrError
+from mbr_live.plans import GpuPrecision, plan_folder
+from mbr_live.tensorrt_build import build_in_background
+from mbr_live.tensorrt_engine import NoPlan, TensorRtEngine
+from mbr_live.types import DEFAULT_ENGINE, EngineKind, EngineWish, MbrError
 
 LANES = 8  # that are given at once when engines are timed
 WORTH_IT = 1.1  # times the speed of float32, for which its exactness is given up
@@ -84,6 +87,8 @@ def open_engine(bundle: Bundle, wish: EngineWish, *, recorded: EngineKind | None
 
 def engine_of(bundle: Bundle, kind: EngineKind, *, threads: int = 1, batch: int = 1) -> Engine:
     """An engine by its kind. MbrError where the machine, the bundle or the installation does not have it."""
+    if kind.startswith("tensorrt-"):
+        return _gpu_engine(bundle, kind, threads, batch)
     if kind != "torch":
         return OpenVinoEngine(bundle, precision=_precision(kind), threads=threads, batch=batch)
     try:
@@ -91,6 +96,54 @@ def engine_of(bundle: Bundle, kind: EngineKind, *, threads: int = 1, batch: int 
     except ModuleNotFoundError as error:
         raise MbrError(f"engine torch: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
     return TorchEngine(bundle, threads=threads)
+
+
+def open_live_engine(
+    bundle: Bundle, wish: EngineWish, *, recorded: EngineKind | None = None
+) -> tuple[Engine, str | None]:
+    """As `open_engine`, for a session that must begin now: where a GPU engine has no plan yet, or fails, the CPU serves
+    the whole session, and the note says so. A plan that is missing is built meanwhile, for the next one.
+    """
+    if not wish.startswith("tensorrt-"):
+        return open_engine(bundle, wish, recorded=recorded), None
+    if recorded == DEFAULT_ENGINE:
+        return engine_of(bundle, DEFAULT_ENGINE), f"this session began with it; {wish} serves the next"
+    try:
+        return open_engine(bundle, wish, recorded=recorded), None
+    except NoPlan:
+        if recorded is not None:
+            raise  # labels that are there were made with a plan that is gone: others would not be the same
+        build_in_background(bundle.path, gpu_precision(wish), 1, plan_folder())
+        note = f"the plan of {wish} is being built and serves the next session"
+    except MbrError as error:
+        if recorded is not None:
+            raise
+        note = f"{wish} cannot serve: {error}"
+    _log.warning("%s serves this session: %s", DEFAULT_ENGINE, note)
+    return engine_of(bundle, DEFAULT_ENGINE), note
+
+
+def gpu_precision(kind: str) -> GpuPrecision:
+    """Of an engine's kind."""
+    precision = kind.removeprefix("tensorrt-")
+    if precision not in get_args(GpuPrecision):
+        raise ValueError(kind)
+    found: GpuPrecision = precision  # type: ignore[assignment]
+    return found
+
+
+def _gpu_engine(bundle: Bundle, kind: EngineKind, threads: int, batch: int) -> Engine:
+    """TensorRT, held against float32 on the CPU before anything believes it."""
+    precision = gpu_precision(kind)
+    engine = TensorRtEngine(bundle, precision=precision, threads=threads, batch=batch)
+    found = parity(engine, OpenVinoEngine(bundle), bundle.manifest)
+    allowed = limits(bundle, precision, gpu=True)
+    if not passes(found, allowed):
+        raise MbrError(
+            f"engine {kind}: differs from {DEFAULT_ENGINE} by more than allowed ({found}, allowed {allowed}). Build "
+            f"its plan anew (mbr-live engine remove --all; mbr-live engine build {bundle.path}), or use another engine."
+        )
+    return engine
 
 
 def kind_of(name: str) -> EngineKind:

@@ -26,7 +26,7 @@ from mbr_live.types import DEFAULT_ENGINE, EngineKind, MbrError
 
 EXIT_FAILED = 1
 
-_LIBRARIES = ("mbr-live", "openvino", "numpy", "torch", "onnx", "onnxruntime")
+_LIBRARIES = ("mbr-live", "openvino", "numpy", "torch", "onnx", "onnxruntime", "tensorrt", "cuda-python")
 _INSTRUCTIONS = (
     *("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16"),
     *("amx_tile", "amx_int8", "amx_bf16"),

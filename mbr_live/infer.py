@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config
-from mbr_live.engine_choice import kind_of, open_engine
+from mbr_live.engine_choice import kind_of, open_live_engine
 from mbr_live.latency import LatencyHistogram
 from mbr_live.pipeline import LaneState, Pipeline
 from mbr_live.processes import Stop, stop_signal
@@ -55,7 +55,7 @@ def infer(config: Config) -> None:
     bundle = load_bundle(config.bundle)
     check_live(bundle)
     config.out.mkdir(parents=True, exist_ok=True)
-    engine = open_engine(bundle, config.engine, recorded=_recorded_engine(config))
+    engine, note = open_live_engine(bundle, config.engine, recorded=_recorded_engine(config))
     windows = {camera.name: camera.window_px for camera in config.camera if camera.window_px is not None}
     pipeline = Pipeline(bundle.manifest, engine, windows)
     with ExitStack() as stack:
@@ -71,7 +71,8 @@ def infer(config: Config) -> None:
             camera.name: stack.enter_context(closing(Lane(config.out, camera, pipeline, template)))
             for camera in config.camera
         }
-        service = _Service(config, pipeline, lanes, receiver, publisher, template)
+        words = engine.name if note is None else f"{engine.name} ({note})"
+        service = _Service(config, pipeline, lanes, receiver, publisher, template, words)
         with stop_signal() as stop:
             service.serve(stop)
 
@@ -211,7 +212,9 @@ class _Service:
         receiver: FrameReceiver,
         publisher: StatusPublisher,
         template: RunManifest,
+        engine: str,
     ) -> None:
+        self._engine = engine
         self._config, self._pipeline, self._lanes = config, pipeline, lanes
         self._receiver, self._publisher, self._template = receiver, publisher, template
         self._refused: Counter[str] = Counter()
@@ -298,7 +301,7 @@ class _Service:
             SystemStatus(
                 out=str(self._config.out),
                 bundle=self._template.bundle,
-                engine=self._template.engine,
+                engine=self._engine,
                 behaviours=list(self._pipeline.manifest.behaviour_names),
                 uptime_s=round(now_s - self._started_s, 1),
                 refused=dict(self._refused),

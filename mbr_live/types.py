@@ -30,10 +30,12 @@ Image = NDArray[np.uint8]
 """RGB picture, uint8 [H, W, 3], C-contiguous."""
 
 
-EngineKind = Literal["openvino-f32", "openvino-bf16", "openvino-int8", "torch"]
+EngineKind = Literal[
+    "openvino-f32", "openvino-bf16", "openvino-int8", "tensorrt-f32", "tensorrt-f16", "tensorrt-int8", "torch"
+]
 """What computes the networks: the runtime, and the precision of the feature network."""
 
-EngineWish = Literal["openvino-f32", "openvino-bf16", "openvino-int8", "torch", "auto"]
+EngineWish = Literal[EngineKind, "auto"]
 """An engine by its kind, or the fastest of this machine."""
 
 DEFAULT_ENGINE: EngineKind = "openvino-f32"
