@@ -21,6 +21,7 @@ from av.video.stream import VideoStream
 
 from mbr_live.cameras import open_camera
 from mbr_live.config import Camera, Config, Loss, VideoSource
+from mbr_live.keys import load_keys
 from mbr_live.processes import stop_signal
 from mbr_live.sampler import SamplerState, sample
 from mbr_live.sinks import append, cut_torn_row
@@ -34,10 +35,11 @@ _log = logging.getLogger(__name__)
 
 def capture(config: Config, camera: Camera) -> None:
     """Run until the camera ends or the process is told to stop (SIGTERM, SIGINT); then say so to inference."""
+    keys = load_keys(config.wire.keys)
     config.out.mkdir(parents=True, exist_ok=True)
     with (
         closing(Journal(config.out / f"{camera.name}{JOURNAL_SUFFIX}")) as journal,
-        closing(FrameSender(config.wire.frames, camera.name, secrets.token_hex(8))) as sender,
+        closing(FrameSender(config.wire.frames, camera.name, secrets.token_hex(8), keys)) as sender,
         closing(Recorder(config.out, camera.name, camera.record)) as recorder,
         stop_signal() as stop,
     ):

@@ -31,6 +31,7 @@ BundleOption = Annotated[Path, typer.Option("--bundle", help="Model bundle.")]
 Videos = Annotated[list[Path], typer.Argument(help="Video files.")]
 ConfigFile = Annotated[Path, typer.Argument(help="Configuration file (TOML).")]
 DatasetFile = Annotated[Path, typer.Argument(help="Dataset file (TOML).")]
+KeysOption = Annotated[Path | None, typer.Option("--keys", help="Folder of keys, where the system has them.")]
 WindowPx = Annotated[int | None, typer.Option("--window-px", min=16, help="Side of the crop window; else found.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Lines of text instead of a dashboard.")]
 Seconds = Annotated[float | None, typer.Option("--seconds", min=0.1, help="Stop after this time.")]
@@ -90,14 +91,37 @@ def infer(config: ConfigFile) -> None:
 def watch(
     endpoint: Annotated[str, typer.Option(help="Status address of the system.")] = "tcp://127.0.0.1:5602",
     minutes: Annotated[float, typer.Option(min=0.2, max=60, help="Length of the ethogram.")] = 3.0,
+    keys: KeysOption = None,
     plain: Plain = False,
     seconds: Seconds = None,
 ) -> None:
     """The dashboard of a running system."""
     from mbr_live import watch as program
+    from mbr_live.keys import load_keys
 
+    known = load_keys(keys)
     with stop_signal() as stop:
-        program.watch(endpoint, minutes=minutes, plain=plain, seconds=seconds, stop=lambda: stop.requested)
+        program.watch(endpoint, minutes=minutes, plain=plain, seconds=seconds, stop=lambda: stop.requested, keys=known)
+
+
+@app.command()
+def keys(
+    folder: Annotated[Path, typer.Argument(help="Folder for the keys of this machine.")],
+    inference: Annotated[
+        Path | None, typer.Option(help="`own.key` of the machine that inference runs on; else it is this one.")
+    ] = None,
+) -> None:
+    """Make the keys of this machine, for sockets that cross a network."""
+    from mbr_live.keys import AUTHORIZED, make_keys
+
+    public = make_keys(folder, inference)
+    print(f"made the keys of this machine in {folder}; set wire.keys in the configuration to this folder")
+    if inference is None:
+        print(
+            f"other machines: give them {public}, and put their own.key under another name into {folder / AUTHORIZED}"
+        )
+    else:
+        print(f"put {public} under another name into the folder {AUTHORIZED} of the machine that inference runs on")
 
 
 @app.command()
@@ -119,10 +143,12 @@ def replay(
 
 
 def _run_system(config: Config, seconds: float | None, plain: bool) -> None:
+    from mbr_live.keys import load_keys
     from mbr_live.run import run as run_system
     from mbr_live.watch import watch as show
 
-    run_system(config, seconds=seconds, show=lambda over: show(config.wire.status, plain=plain, stop=over))
+    known = load_keys(config.wire.keys)
+    run_system(config, seconds=seconds, show=lambda over: show(config.wire.status, plain=plain, stop=over, keys=known))
     print(f"labels, bouts and manifests: {config.out}")
 
 

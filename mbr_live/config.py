@@ -17,7 +17,7 @@ _PACKAGE = Path(__file__).resolve().parent
 DEMO_BUNDLE = (_PACKAGE if (_PACKAGE / "engines").is_dir() else _PACKAGE.parent) / "engines" / "demo"
 
 
-def _local(endpoint: str) -> str:
+def _address(endpoint: str) -> str:
     parts = urlsplit(endpoint)
     if parts.scheme == "ipc" and len(endpoint) > len("ipc://"):
         return endpoint
@@ -25,17 +25,16 @@ def _local(endpoint: str) -> str:
         port = parts.port
     except ValueError:
         port = None
-    if parts.scheme != "tcp" or not port:
+    if parts.scheme != "tcp" or not port or not parts.hostname:
         raise ValueError("expected tcp://127.0.0.1:PORT or ipc://PATH")
-    if parts.hostname not in ("127.0.0.1", "localhost"):
-        raise ValueError(
-            f"{parts.hostname} is not this machine, and frames on a network need keys, which this version does not "
-            "have. Use 127.0.0.1, and an SSH tunnel between machines"
-        )
     return endpoint
 
 
-Endpoint = Annotated[str, AfterValidator(_local)]
+def _is_local(endpoint: str) -> bool:
+    return urlsplit(endpoint).scheme == "ipc" or urlsplit(endpoint).hostname in ("127.0.0.1", "localhost")
+
+
+Endpoint = Annotated[str, AfterValidator(_address)]
 
 
 class _Section(BaseModel):
@@ -90,15 +89,22 @@ class Camera(_Section):
 
 
 class Wire(_Section):
-    """Addresses of the sockets, on this machine."""
+    """Addresses of the sockets: on this machine or, with keys, beyond it."""
 
     frames: Endpoint = "tcp://127.0.0.1:5601"
     status: Endpoint = "tcp://127.0.0.1:5602"
+    keys: Path | None = None  # folder that `mbr-live keys` made
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
         if self.frames == self.status:
             raise ValueError(f"frames and status have the same address {self.frames}")
+        for name, endpoint in (("frames", self.frames), ("status", self.status)):
+            if not self.keys and not _is_local(endpoint):
+                raise ValueError(
+                    f"wire.{name} = {endpoint} is not this machine alone, and a network needs keys. "
+                    "Use 127.0.0.1, or make keys (mbr-live keys FOLDER) and set wire.keys"
+                )
         return self
 
 
@@ -153,7 +159,11 @@ def _anchored(config: Config, folder: Path) -> Config:
         else camera
         for camera in config.camera
     )
-    return config.model_copy(update={"out": folder / config.out, "bundle": folder / config.bundle, "camera": cameras})
+    keys = config.wire.keys
+    wire = config.wire.model_copy(update={"keys": keys and folder / keys})
+    return config.model_copy(
+        update={"out": folder / config.out, "bundle": folder / config.bundle, "camera": cameras, "wire": wire}
+    )
 
 
 def _explained(path: Path, error: ValidationError) -> str:

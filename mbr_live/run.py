@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config, Loss, VideoSource, Wire
+from mbr_live.keys import load_keys
 from mbr_live.processes import RESTARTS_PER_MINUTE, Child, Stop, stop_all, stop_signal
 from mbr_live.sinks import LABELS_SUFFIX
 from mbr_live.sources import VideoFile
@@ -37,6 +38,7 @@ class System:
         Raises MbrError, and writes nothing, where the bundle is not one that live can use.
         """
         check_live(load_bundle(config.bundle))
+        self._keys = load_keys(config.wire.keys)
         self.config = config
         self._given_up: list[Child] = []
         config.out.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,7 @@ class System:
 
     def _wait_until_ready(self) -> None:
         deadline_s = time.monotonic() + READY_WITHIN_S
-        with closing(StatusSubscriber(self.config.wire.status)) as subscriber:
+        with closing(StatusSubscriber(self.config.wire.status, self._keys)) as subscriber:
             while time.monotonic() < deadline_s:
                 # Its own words before the socket's: another process may be publishing on that address.
                 if self.inference.exit_code is not None:
