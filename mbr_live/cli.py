@@ -105,6 +105,27 @@ def watch(
 
 
 @app.command()
+def status(
+    config: ConfigFile,
+    as_json: Annotated[bool, typer.Option("--json", help="What inference says, as JSON.")] = False,
+) -> None:
+    """How a running system is; exit code 1 where a camera is not live, 2 where inference says nothing."""
+    from mbr_live.status_program import status_program
+
+    raise SystemExit(status_program(load_config(config), as_json=as_json))
+
+
+@app.command()
+def monitor(config: ConfigFile) -> None:
+    """The monitor process: metrics for Prometheus, and the alarm command (needs the extra `service`)."""
+    try:
+        from mbr_live.monitor import monitor as program
+    except ModuleNotFoundError as error:
+        raise MbrError(f"monitor: {error.name} is not installed. Run: pip install 'mbr-live[service]'") from error
+    program(load_config(config))
+
+
+@app.command()
 def keys(
     folder: Annotated[Path, typer.Argument(help="Folder for the keys of this machine.")],
     inference: Annotated[

@@ -108,12 +108,27 @@ class Wire(_Section):
         return self
 
 
+class Monitor(_Section):
+    """The monitor process: metrics for Prometheus, and a command that is told of alarms."""
+
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None  # on this machine alone
+    alarm_command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # program and arguments, no shell
+    alarm_after_s: Annotated[float, Field(ge=1, le=3600)] = 10.0  # how long something must be wrong, or right again
+
+    @model_validator(mode="after")
+    def _has_work(self) -> Self:
+        if self.metrics_port is None and self.alarm_command is None:
+            raise ValueError("gives neither metrics_port nor alarm_command: nothing would be monitored")
+        return self
+
+
 class Config(_Section):
     """A live system."""
 
     out: Path  # folder of the logs
     bundle: Path = DEMO_BUNDLE
     wire: Wire = Wire()
+    monitor: Monitor | None = None
     camera: Annotated[tuple[Camera, ...], Field(min_length=1, max_length=256)]
 
     @model_validator(mode="after")

@@ -58,6 +58,12 @@ class System:
             for camera in config.camera
         ]
 
+        self.monitors = (
+            [Child("monitor", ("monitor", str(self.config_path)), logs / "monitor.log", restarts_per_minute)]
+            if config.monitor
+            else []
+        )
+
     def __enter__(self) -> System:
         self.inference.start()
         try:
@@ -65,12 +71,12 @@ class System:
         except BaseException:
             stop_all([self.inference], STOP_WITHIN_S)
             raise
-        for child in self.captures:
+        for child in (*self.captures, *self.monitors):
             child.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        stop_all(self.captures, STOP_WITHIN_S)
+        stop_all([*self.monitors, *self.captures], STOP_WITHIN_S)
         stop_all([self.inference], STOP_WITHIN_S)
 
     def _wait_until_ready(self) -> None:
@@ -86,7 +92,7 @@ class System:
 
     def look_after(self) -> None:
         """Restart what died; call it often."""
-        for child in (self.inference, *self.captures):
+        for child in (self.inference, *self.captures, *self.monitors):
             if child.revive(time.monotonic()):
                 _log.warning("%s had died and was restarted (%d times so far)", child.name, child.restarts)
             elif child.failed and child not in self._given_up:

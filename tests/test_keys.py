@@ -112,7 +112,7 @@ def test_mbr_live_keys_says_what_to_do_with_them(here: Path, tmp_path: Path) -> 
 
 def test_keys_that_others_can_read_or_that_are_damaged_are_refused(here: Path) -> None:
     (here / SECRET).chmod(0o644)
-    with pytest.raises(MbrError, match="other users.*chmod 600"):
+    with pytest.raises(MbrError, match=r"other users.*chmod 600"):
         load_keys(here)
     (here / SECRET).chmod(0o600)
     (here / INFERENCE).write_text('curve\n    public-key = "short"\n')
