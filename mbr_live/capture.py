@@ -22,7 +22,7 @@ from av.video.stream import VideoStream
 from mbr_live.cameras import open_camera
 from mbr_live.config import Camera, Config, Loss, VideoSource
 from mbr_live.keys import load_keys
-from mbr_live.processes import stop_signal
+from mbr_live.processes import notify, stop_signal
 from mbr_live.sampler import SamplerState, sample
 from mbr_live.sinks import append, cut_torn_row
 from mbr_live.sources import JOURNAL_HEADER, JOURNAL_SUFFIX, journal_ends
@@ -44,6 +44,7 @@ def capture(config: Config, camera: Camera) -> None:
         stop_signal() as stop,
     ):
         work = _Capture(camera, journal, sender, recorder)
+        notify("READY=1")
         for frame in open_camera(camera.name, camera.source, after_ns=journal.last_time_ns):
             work.take(frame)
             if stop.requested:
@@ -104,6 +105,7 @@ class _Capture:
         now_s = time.monotonic()
         if now_s >= self._next_beat_s:
             self._next_beat_s = now_s + HEARTBEAT_S
+            notify("WATCHDOG=1")
             self._sender.heartbeat(CaptureCounts(**self._counts))
 
 

@@ -126,6 +126,19 @@ def monitor(config: ConfigFile) -> None:
 
 
 @app.command()
+def service(
+    config: ConfigFile,
+    user: Annotated[str, typer.Option(help="Whom the services run as.")] = "mbr",
+    root: Annotated[Path, typer.Option(help="File system to write to, for preparing another machine.")] = Path("/"),
+    install: Annotated[bool, typer.Option("--install", help="Do it, instead of showing it.")] = False,
+) -> None:
+    """Show what makes a system services of systemd, or do it."""
+    from mbr_live.service_program import service_program
+
+    service_program(config, load_config(config), user=user, root=root, install=install)
+
+
+@app.command()
 def keys(
     folder: Annotated[Path, typer.Argument(help="Folder for the keys of this machine.")],
     inference: Annotated[

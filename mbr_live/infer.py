@@ -21,7 +21,7 @@ from mbr_live.engine import OpenVinoEngine
 from mbr_live.keys import load_keys
 from mbr_live.latency import LatencyHistogram
 from mbr_live.pipeline import LaneState, Pipeline
-from mbr_live.processes import Stop, stop_signal
+from mbr_live.processes import Stop, notify, stop_signal
 from mbr_live.sinks import (
     BOUTS_SUFFIX,
     LABELS_SUFFIX,
@@ -223,6 +223,7 @@ class _Service:
 
     def serve(self, stop: Stop) -> None:
         """Until a stop is asked for; then until every camera that was live has ended, or silence."""
+        notify("READY=1")
         silent_since_s = time.monotonic()
         while True:
             if self._receive_one(timeout_s=0.2):
@@ -297,6 +298,7 @@ class _Service:
         if now_s < self._next_status_s:
             return
         self._next_status_s = now_s + STATUS_EVERY_S
+        notify("WATCHDOG=1")
         self._publisher.publish(
             SystemStatus(
                 out=str(self._config.out),

@@ -17,7 +17,7 @@ from mbr_live.alarms import SILENT_AFTER_S, Alarm, Watch, hear, look, raised
 from mbr_live.config import Config, Monitor
 from mbr_live.exposition import SystemMetrics
 from mbr_live.keys import load_keys
-from mbr_live.processes import stop_signal
+from mbr_live.processes import notify, stop_signal
 from mbr_live.status import SystemStatus, parse_status
 from mbr_live.types import MbrError
 from mbr_live.wire import StatusSubscriber
@@ -40,7 +40,9 @@ def monitor(config: Config) -> None:
         work.open()
         subscriber = stack.enter_context(closing(StatusSubscriber(config.wire.status, load_keys(config.wire.keys))))
         stop = stack.enter_context(stop_signal())
+        notify("READY=1")
         while not stop.requested:
+            notify("WATCHDOG=1")
             for message in subscriber.messages(LOOK_EVERY_S):
                 work.take(message)
             work.look()
