@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +11,7 @@ from rich.console import Console
 
 from mbr_live import __version__
 from mbr_live.config import DEMO_BUNDLE, Config, Loss, load_config
+from mbr_live.logs import LOG_VARIABLE, LogFormat, begin_logging
 from mbr_live.processes import EXIT_USER_ERROR, stop_signal
 from mbr_live.types import MbrError
 
@@ -41,7 +40,6 @@ def main() -> None:
     """Run the command line; an error that the user can mend is one paragraph and exit code 2."""
     # Several processes share the cores: OpenCV's threads would cost more CPU than they save time on small pictures.
     os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         app()
     except MbrError as error:
@@ -58,8 +56,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    log: Annotated[LogFormat, typer.Option("--log", envvar=LOG_VARIABLE, help="How log lines look.")] = LogFormat.TEXT,
 ) -> None:
-    pass
+    begin_logging(log)
 
 
 @app.command()

@@ -143,6 +143,17 @@ def test_metrics_and_status_of_a_real_system(tmp_path: Path) -> None:
     assert done.returncode == 2 and "nothing was heard" in done.stderr
 
 
+def test_log_lines_of_every_process_can_be_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MBR_LIVE_LOG", "json")
+    config = system_config(tmp_path / "live", simulated("cage"))
+    with System(config):
+        time.sleep(3)
+    logs = (config.out / "logs").glob("*.log")
+    lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    assert all({"time", "level", "module", "pid", "text"} <= set(line) for line in lines)
+    assert any("sampled" in line["text"] for line in lines)
+
+
 def test_the_alarm_command_hears_that_a_camera_fell_silent_and_that_it_is_back(tmp_path: Path) -> None:
     heard, script = tmp_path / "heard.jsonl", tmp_path / "tell; rm -rf x.py"  # a name that a shell would stumble over
     script.write_text(f"import sys; open({str(heard)!r}, 'a').write(sys.stdin.read())")
