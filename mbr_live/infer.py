@@ -180,6 +180,7 @@ class Lane:
             latency=self.latency.summary(),
             rows=dict(self._log.rows),
             drops={**drops, **self.refused},
+            unrecorded=self.run.capture.get("unrecorded", 0),
         )
 
     def _liveness(self, now_s: float) -> Liveness:
