@@ -48,6 +48,14 @@ class OnnxGraph:
             for node in model.graph.node
         ]
 
+    def to(self, device: str) -> OnnxGraph:
+        """Move the weights to a device; numbers that say shapes and places stay where Python reads them."""
+        self._constants = {
+            name: value.to(device) if value.is_floating_point() or value.ndim > 1 else value
+            for name, value in self._constants.items()
+        }
+        return self
+
     @torch.inference_mode()
     def __call__(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         values: dict[str, Any] = {**self._constants, **inputs, "": None}

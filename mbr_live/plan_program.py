@@ -26,13 +26,12 @@ def build_program(bundle: Path, precision: GpuPrecision, batch: int) -> None:
 
 def list_program() -> int:
     """Print the plans; 1 where one can not be used."""
-    folder, damaged = plan_folder(), 0
+    folder, problems = plan_folder(), []
     table = Table("bundle", "precision", "lanes", "GPU", "TensorRT", "MB", "convolutions", "built", title=str(folder))
     for kept in kept_plans(folder):
         header = kept.header
         if header is None:
-            damaged += 1
-            table.add_row(kept.path.name, f"cannot be used: {kept.problem}")
+            problems.append(f"{kept.path.name} cannot be used: {kept.problem}")
             continue
         key = header.key
         layers = ", ".join(f"{name} ({count})" for name, count in header.layers.items())
@@ -40,8 +39,11 @@ def list_program() -> int:
             key.bundle, key.precision, str(key.batch), key.gpu, key.tensorrt, f"{header.plan_bytes / 1e6:.1f}", layers,
             header.built,
         )  # fmt: skip
-    Console(soft_wrap=True).print(table)
-    return int(damaged > 0)
+    console = Console(soft_wrap=True)
+    console.print(table)
+    for problem in problems:
+        console.print(problem, markup=False)
+    return int(bool(problems))
 
 
 def remove_program(names: list[str], *, every: bool) -> None:

@@ -41,8 +41,8 @@ PLAN = bytes(range(256)) * 40
 OPERATORS = {
     "Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "DequantizeLinear", "Div",
     "Flatten", "Gather", "Gemm", "GlobalAveragePool", "Identity", "LayerNormalization", "MatMul", "MaxPool", "Mul",
-    "QuantizeLinear", "ReduceMean", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Slice", "Split", "Squeeze", "Sub",
-    "Transpose", "Unsqueeze",
+    "QuantizeLinear", "ReduceMax", "ReduceMean", "Relu", "Reshape", "Resize", "Shape", "Sigmoid", "Slice", "Split",
+    "Squeeze", "Sub", "Transpose", "Unsqueeze",
 }  # fmt: skip
 MAX_OPSET = 17
 VERSIONS = (
