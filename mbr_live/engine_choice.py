@@ -148,7 +148,7 @@ def _gpu_engine(bundle: Bundle, kind: EngineKind, threads: int, batch: int) -> E
 
 def kind_of(name: str) -> EngineKind:
     """The kind of an engine from its name, as the manifest of a run has it."""
-    runtime, *_, precision = name.split() or [""]
+    runtime, precision = name.split(" ", 1)[0], name.rsplit(" ", 1)[-1]
     for kind in get_args(EngineKind):
         if kind in (runtime, f"{runtime}-{precision}"):
             found: EngineKind = kind
@@ -156,10 +156,10 @@ def kind_of(name: str) -> EngineKind:
     raise MbrError(f"engine {name!r}: this program has no such engine, only {', '.join(get_args(EngineKind))}.")
 
 
-def choose(bundle: Bundle) -> Choice:
-    """What `auto` takes for a bundle on this machine: as written down, else measured now."""
+def choose(bundle: Bundle, *, anew: bool = False) -> Choice:
+    """What `auto` takes for a bundle on this machine: as written down, else, or `anew`, measured now."""
     file = cache_folder() / f"{_key(bundle)}.json"
-    known = _known(file)
+    known = None if anew else _known(file)
     if known is not None:
         return known
     choice = measure(bundle)
@@ -297,8 +297,13 @@ def _known(file: Path) -> Choice | None:
 
 
 def _keep(file: Path, choice: Choice) -> None:
-    """Write a choice whole or not at all; several processes may do so at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=file.stem, suffix=".part", delete=False) as part:
-        part.write(choice.model_dump_json(indent=2) + "\n")
-    Path(part.name).replace(file)
+    """Write a choice whole or not at all; several processes may do so at once. A service may have no place to keep it:
+    it then measures at every start, and a session goes on with the engine that it began with all the same.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=file.stem, suffix=".part", delete=False) as part:
+            part.write(choice.model_dump_json(indent=2) + "\n")
+        Path(part.name).replace(file)
+    except OSError as error:
+        _log.warning("%s cannot be written (%s): the engines will be measured again next time", file, error.strerror)
