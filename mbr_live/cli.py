@@ -115,6 +115,24 @@ def status(
 
 
 @app.command()
+def store(
+    sources: Annotated[list[Path], typer.Argument(help="Folders of logs; or the configuration of a running system.")],
+    url: Annotated[str | None, typer.Option(help="sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE.")] = None,
+) -> None:
+    """Bring logs into a database: once for folders, until stopped for a running system (needs the extra `store`)."""
+    try:
+        from mbr_live.store_program import follow_program, store_program
+    except ModuleNotFoundError as error:
+        raise MbrError(f"store: {error.name} is not installed. Run: pip install 'mbr-live[store]'") from error
+    if url is not None:
+        store_program(sources, url)
+    elif len(sources) == 1 and sources[0].is_file():
+        follow_program(load_config(sources[0]))
+    else:
+        raise MbrError("store: folders need --url, the address of the database, such as sqlite:///mbr.sqlite.")
+
+
+@app.command()
 def monitor(config: ConfigFile) -> None:
     """The monitor process: metrics for Prometheus, and the alarm command (needs the extra `service`)."""
     try:

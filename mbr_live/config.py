@@ -131,6 +131,13 @@ class Monitor(_Section):
         return self
 
 
+class Store(_Section):
+    """A database that is kept up to date with the logs."""
+
+    url: Annotated[str, Field(min_length=1)]  # sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE
+    every_s: Annotated[float, Field(ge=1, le=86400)] = 30.0
+
+
 class Config(_Section):
     """A live system."""
 
@@ -139,6 +146,7 @@ class Config(_Section):
     wire: Wire = Wire()
     recording: Recording = Recording()
     monitor: Monitor | None = None
+    store: Store | None = None
     camera: Annotated[tuple[Camera, ...], Field(min_length=1, max_length=256)]
 
     @model_validator(mode="after")

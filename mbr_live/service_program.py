@@ -111,7 +111,8 @@ def _exists(user: str) -> bool:
 def _members(config: Config) -> list[str]:
     """The services of a system."""
     members = ["mbr-infer.service", *(f"mbr-capture@{camera.name}.service" for camera in config.camera)]
-    return [*members, "mbr-monitor.service"] if config.monitor else members
+    aside = {"mbr-monitor.service": config.monitor, "mbr-store.service": config.store}
+    return [*members, *(name for name, wanted in aside.items() if wanted)]
 
 
 def _file_of(member: str) -> str:
