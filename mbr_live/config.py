@@ -115,6 +115,9 @@ class Recording(_Section):
     keep_days: Annotated[float, Field(gt=0)] | None = None  # older files go
     keep_gb: Annotated[float, Field(gt=0)] | None = None  # of each camera; the oldest files go
     min_free_gb: Annotated[float, Field(ge=0)] = 1.0  # with less room on the disk recording stops, and labels go on
+    clips: tuple[str, ...] = ()  # behaviours of whose bouts clips are cut; these are kept
+    pre_s: Annotated[float, Field(ge=0, le=600)] = 3.0  # what a clip shows before the bout,
+    post_s: Annotated[float, Field(ge=0, le=600)] = 3.0  # ... and after it
 
 
 class Monitor(_Section):

@@ -58,7 +58,7 @@ class System:
             for camera in config.camera
         ]
 
-        aside = {"monitor": config.monitor, "store": config.store}
+        aside = {"monitor": config.monitor, "store": config.store, "clips": config.recording.clips}
         self.aside = [
             Child(name, (name, str(self.config_path)), logs / f"{name}.log", restarts_per_minute)
             for name, wanted in aside.items()
