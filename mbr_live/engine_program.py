@@ -22,6 +22,7 @@ from mbr_live.engine_choice import Choice, cache_folder, choose, cores, engine_o
 from mbr_live.engine_parity import Parity, limits, parity, passes, probe, timed_s
 from mbr_live.gpu_probe import Gpus, probe_gpus
 from mbr_live.openvino_engine import OpenVinoEngine
+from mbr_live.tensorrt_engine import TensorRtEngine
 from mbr_live.types import DEFAULT_ENGINE, EngineKind, MbrError
 
 EXIT_FAILED = 1
@@ -112,14 +113,25 @@ def check(bundle: Bundle, kind: EngineKind) -> Checked:
         kind=kind,
         name=engine.name,
         refused=None,
-        convolutions=engine.precisions() if isinstance(engine, OpenVinoEngine) else None,
+        convolutions=_convolutions(engine),
         reference=reference.name if reference else None,
         found=parity(engine, reference, bundle.manifest) if reference else None,
-        allowed=limits(bundle, engine.name.split()[-1]) if reference else None,
+        allowed=_allowed(bundle, engine) if reference else None,
         p50_ms=p50_ms,
         p99_ms=p99_ms,
         frames_per_s=round(1000 / p50_ms, 1),
     )
+
+
+def _allowed(bundle: Bundle, engine: Engine) -> Parity:
+    runtime, *_, precision = engine.name.split()
+    return limits(bundle, precision, gpu=True) if runtime == "tensorrt" else limits(bundle, precision)
+
+
+def _convolutions(engine: Engine) -> dict[str, int] | None:
+    if isinstance(engine, TensorRtEngine):
+        return engine.header.layers
+    return engine.precisions() if isinstance(engine, OpenVinoEngine) else None
 
 
 def _reference(bundle: Bundle, kind: EngineKind) -> Engine | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -11,6 +12,7 @@ from mbr_live import engine_choice, engine_program, openvino_engine
 from mbr_live.bundle import Bundle
 from mbr_live.engine_parity import Parity
 from mbr_live.engine_program import check_program
+from mbr_live.types import EngineKind
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +26,7 @@ def test_json_of_every_engine(int8_bundle: Bundle, capsys: pytest.CaptureFixture
     assert check_program(int8_bundle.path, as_json=True, anew=False) == 0
     found = json.loads(capsys.readouterr().out)
     engines = {each["kind"]: each for each in found["engines"]}
-    assert list(engines) == ["openvino-f32", "openvino-bf16", "openvino-int8", "torch"]
+    assert list(engines) == list(get_args(EngineKind))
     assert engines["openvino-f32"]["convolutions"] == {"f32": 10}
     assert engines["openvino-f32"]["reference"].startswith("torch")
     assert engines["openvino-int8"]["convolutions"] == {"u8": 10}

@@ -38,7 +38,8 @@ def test_every_kind_is_known_by_the_name_that_a_run_keeps() -> None:
     assert kind_of("openvino 2026.4.1 cpu f32") == "openvino-f32"
     assert kind_of("openvino 2031.0.0 cpu int8") == "openvino-int8"
     assert kind_of("torch 2.14.1 cpu f32") == "torch"
-    for strange in ("", "openvino", "openvino 2026.4.1 cpu f64", "tensorrt 11.0 gpu f16"):
+    assert kind_of("tensorrt 11.4.0.106 NVIDIA-H100 f16") == "tensorrt-f16"
+    for strange in ("", "openvino", "openvino 2026.4.1 cpu f64", "tensorrt 11.0 gpu f64"):
         with pytest.raises(MbrError, match="no such engine"):
             kind_of(strange)
 

@@ -15,10 +15,13 @@ from mbr_live import openvino_engine  # noqa: E402
 from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, TEMPORAL, Bundle, load_bundle, write_bundle  # noqa: E402
 from mbr_live.calibrate import Given, cost_of, label  # noqa: E402
 from mbr_live.engine import Engine  # noqa: E402
-from mbr_live.engine_choice import engine_of, kind_of  # noqa: E402
+from mbr_live.engine_choice import engine_of, gpu_precision, kind_of  # noqa: E402
 from mbr_live.engine_parity import limits, parity, passes, probe  # noqa: E402
+from mbr_live.gpu_probe import probe_gpus  # noqa: E402
 from mbr_live.openvino_engine import OpenVinoEngine, Precision, has_bf16  # noqa: E402
 from mbr_live.pipeline import Pipeline  # noqa: E402
+from mbr_live.plans import plan_folder  # noqa: E402
+from mbr_live.tensorrt_build import build_in_child  # noqa: E402
 from mbr_live.torch_engine import TorchEngine  # noqa: E402
 from mbr_live.types import EngineKind, Frame, MbrError  # noqa: E402
 
@@ -28,6 +31,10 @@ LANES = 32
 def opened(bundle: Bundle, kind: EngineKind) -> Engine:
     if kind == "openvino-bf16" and not has_bf16():
         pytest.skip("this CPU does not compute in bf16")
+    if kind.startswith("tensorrt-"):
+        if why := probe_gpus().why_none:
+            pytest.skip(f"no GPU: {why}")
+        build_in_child(bundle.path, gpu_precision(kind), 1, plan_folder())
     return engine_of(bundle, kind)
 
 
