@@ -132,7 +132,7 @@ def _label(frames: Iterator[Frame], name: str, pipeline: Pipeline, log: SessionL
     state = pipeline.start()
     restarts = list(replayed.restarts)
     hindsight = Hindsight(pipeline)
-    step = pipeline.step if pipeline.manifest.causal else hindsight.step
+    label = pipeline.label if pipeline.manifest.causal else hindsight.label
     last, origin_ns = -1, 0
     with closing(_Ahead(frames)) as decoded:
         for frame in decoded:
@@ -143,7 +143,8 @@ def _label(frames: Iterator[Frame], name: str, pipeline: Pipeline, log: SessionL
                 gaps, state = pipeline.gap(name, restarts.pop(0) + 1, origin_ns, state)
                 log.write_all([*hindsight.flush(), *gaps])
                 state = pipeline.start(state.last_index)
-            decisions, states = step([frame], {name: state})
+            seen = [pipeline.see(frame, state.sight)]
+            decisions, states = label(seen, pipeline.features(seen), {name: state})
             state = states[name]
             log.write_all(decisions)
     gaps, state = pipeline.gap(name, last + 1, origin_ns, state)

@@ -22,7 +22,7 @@ from mbr_live.batch import Job, Replayed, run_job  # noqa: E402
 from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, check_live, load_bundle, write_bundle  # noqa: E402
 from mbr_live.engine import Crops, Floats, OpenVinoEngine, windows  # noqa: E402
 from mbr_live.models import Trunk, TrunkConfig, export_onnx  # noqa: E402
-from mbr_live.pipeline import Hindsight, LaneState, Pipeline, Seen  # noqa: E402
+from mbr_live.pipeline import Hindsight, Pipeline, Seen, SightState  # noqa: E402
 from mbr_live.preparation import stretches  # noqa: E402
 from mbr_live.run import System  # noqa: E402
 from mbr_live.simulate import Simulation  # noqa: E402
@@ -198,7 +198,8 @@ def expected(video: Path, temporal: TemporalModel, bundle: Bundle) -> dict[int, 
     pipeline = Pipeline(bundle.manifest, OpenVinoEngine(bundle))
     state, features = pipeline.start(), {}
     for frame in sampled(VideoFile(video), "night"):
-        looks, states = pipeline.look([frame], {"night": state})
+        seen = [pipeline.see(frame, state.sight)]
+        looks, states = pipeline.look(seen, pipeline.features(seen), {"night": state})
         state = states["night"]
         if looks[-1].features is not None:
             features[frame.index] = looks[-1].features
@@ -319,7 +320,8 @@ def test_stretches_are_those_of_training(pattern: list[str], max_gap_frames: int
     for tick, kind in enumerate(pattern):
         if kind != "missing":
             picture = np.full((2, 2, 3), tick, np.uint8)
-            new, states = hindsight.step([Frame("a", tick, tick, tick, 0, picture)], {"a": state})
+            seen = [pipeline.see(Frame("a", tick, tick, tick, 0, picture), state.sight)]
+            new, states = hindsight.label(seen, pipeline.features(seen), {"a": state})
             state = states["a"]
             decisions += new
     decisions += hindsight.flush()
@@ -336,10 +338,10 @@ class _Told(Pipeline):
         super().__init__(described, engine)  # type: ignore[arg-type]
         self._pattern = pattern
 
-    def _sight(self, frame: Frame, state: LaneState) -> Seen:
+    def see(self, frame: Frame, state: SightState) -> Seen:
         if self._pattern[frame.index] == "lost":
-            return Seen(NOT_FOUND, Status.LOST, state.locate, state.blind, state.kinematics)
-        return Seen(NOT_FOUND, Status.OK, state.locate, state.blind, state.kinematics, frame.pixels)
+            return Seen(frame, NOT_FOUND, Status.LOST, state)
+        return Seen(frame, NOT_FOUND, Status.OK, state, frame.pixels)
 
 
 # Live.
