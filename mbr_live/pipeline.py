@@ -57,11 +57,10 @@ class LaneState:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one frame shows, and what is to be remembered of it."""
+    """What one frame shows, and what is to be remembered of it. Its pixels are not kept."""
 
-    frame: Frame
-    sighting: Sighting
-    status: Status
+    decision: Decision  # without probabilities and labels
+    origin_ns: int  # capture time of tick 0
     after: SightState
     crop: Image | None = None  # None where the bundle has no feature network, or there are no features to be had
     channels: Channels | None = None  # [M]; None where it takes no kinematics, or there are none to be had
@@ -127,14 +126,14 @@ class Pipeline:
         """Is there a picture, and an animal in it? Needs no network and no other lane; may run in any thread."""
         blind, looked = is_blind(frame.pixels, state.blind)
         if blind:
-            return Seen(frame, NOT_FOUND, Status.BLIND, replace(state, blind=looked))
+            return self._seen(frame, NOT_FOUND, Status.BLIND, replace(state, blind=looked))
         sighting, located = locate.locate(frame.pixels, state.locate)
         state = replace(state, locate=located, blind=looked)
         if not sighting.found:
-            return Seen(frame, sighting, Status.LOST, state)
+            return self._seen(frame, sighting, Status.LOST, state)
         window_px = self._window_of(frame.camera, located)
         if window_px is None:
-            return Seen(frame, sighting, Status.WARMUP, state)
+            return self._seen(frame, sighting, Status.WARMUP, state)
         crop, channels, moved = None, None, state.kinematics
         if self.manifest.feature_dim:
             crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)
@@ -144,16 +143,23 @@ class Pipeline:
             every, moved = kinematics(silhouette(frame.pixels, sighting, located, window_px), moved)
             channels = every[self._channels]
         after = replace(state, kinematics=moved, known_index=frame.index)
-        return Seen(frame, sighting, Status.OK, after, crop, channels)
+        return replace(self._seen(frame, sighting, Status.OK, after), crop=crop, channels=channels)
+
+    def _seen(self, frame: Frame, sighting: Sighting, status: Status, after: SightState) -> Seen:
+        decision = Decision(
+            frame.camera, frame.index, frame.source_frame, frame.time_ns, status,
+            sighting.x_px, sighting.y_px, (), self._unknown,
+        )  # fmt: skip
+        return Seen(decision, frame.origin_ns, after)
 
     def features(self, seen: Sequence[Seen]) -> list[Features | None]:
         """What the temporal network takes, [D + M] each; None where there is none to be had. The pictures may be of
         any lanes, and of the same lane."""
-        known = [each for each in seen if each.status is Status.OK]
+        known = [each for each in seen if each.decision.status is Status.OK]
         crops = [each.crop for each in known if each.crop is not None]
         channels = [each.channels for each in known if each.channels is not None]
         rows = iter(self._inputs(crops, channels) if known else ())
-        return [next(rows) if each.status is Status.OK else None for each in seen]
+        return [next(rows) if each.decision.status is Status.OK else None for each in seen]
 
     def label(
         self, seen: Sequence[Seen], features: Sequence[Features | None], states: Mapping[str, LaneState]
@@ -177,12 +183,11 @@ class Pipeline:
         gaps: list[Look] = []
         looks: list[Look] = []
         for each, row in zip(seen, features, strict=True):
-            frame = each.frame
-            gap, state = self.gap(frame.camera, frame.index, frame.origin_ns, after[frame.camera])
+            camera, index = each.decision.camera, each.decision.index
+            gap, state = self.gap(camera, index, each.origin_ns, after[camera])
             gaps += [Look(decision, None, state.features is not None) for decision in gap]
-            state = self._remember(frame.index, each, row, state)
-            looks.append(Look(self._undecided(each), row, state.features is not None))
-            after[frame.camera] = state
+            after[camera] = state = self._remember(index, each, row, state)
+            looks.append(Look(each.decision, row, state.features is not None))
         return gaps + looks, after
 
     def label_stretch(self, looks: Sequence[Look]) -> list[Decision]:
@@ -217,13 +222,6 @@ class Pipeline:
         nan = float("nan")
         gap = Decision(camera, first, UNKNOWN, time_ns, Status.GAP, nan, nan, (), self._unknown, ticks)
         return [gap], replace(state, last_index=until - 1)
-
-    def _undecided(self, seen: Seen) -> Decision:
-        frame = seen.frame
-        return Decision(
-            frame.camera, frame.index, frame.source_frame, frame.time_ns, seen.status,
-            seen.sighting.x_px, seen.sighting.y_px, (), self._unknown,
-        )  # fmt: skip
 
     def _inputs(self, crops: Sequence[Image], channels: Sequence[Channels]) -> NDArray[np.float32]:
         """Of lanes that have crops, channels or both, as the bundle wants them: [B, D + M]."""

@@ -35,7 +35,7 @@ from mbr_live.temporal import (  # noqa: E402
     TransformerConfig,
     build_temporal,
 )
-from mbr_live.types import NOT_FOUND, Decision, Frame, MbrError, Status  # noqa: E402
+from mbr_live.types import UNKNOWN, Decision, Frame, MbrError, Status  # noqa: E402
 
 SHORT, LONG = range(100, 103), range(160, 172)  # dark pictures; max_gap_s of the bundles is half a second
 SECONDS = 26
@@ -339,9 +339,11 @@ class _Told(Pipeline):
         self._pattern = pattern
 
     def see(self, frame: Frame, state: SightState) -> Seen:
-        if self._pattern[frame.index] == "lost":
-            return Seen(frame, NOT_FOUND, Status.LOST, state)
-        return Seen(frame, NOT_FOUND, Status.OK, state, frame.pixels)
+        status = Status.LOST if self._pattern[frame.index] == "lost" else Status.OK
+        decision = Decision(
+            "a", frame.index, frame.source_frame, frame.time_ns, status, 0.0, 0.0, (), (UNKNOWN, UNKNOWN)
+        )
+        return Seen(decision, frame.origin_ns, state, frame.pixels if status is Status.OK else None)
 
 
 # Live.
