@@ -134,11 +134,12 @@ def batch(
     join: Annotated[str | None, typer.Option(help="Treat the files as one recording of this name.")] = None,
     drops: Annotated[Path | None, typer.Option(help="Lose the frames that this live run (.run.json) lost.")] = None,
     window_px: WindowPx = None,
+    at_once: Annotated[int | None, typer.Option(min=1, help="Files at the same time; as many as cores.")] = None,
 ) -> None:
     """Label recorded files."""
     from mbr_live.batch_program import batch_program
 
-    raise SystemExit(batch_program(videos, out, bundle, join=join, drops=drops, window_px=window_px))
+    raise SystemExit(batch_program(videos, out, bundle, join=join, drops=drops, window_px=window_px, at_once=at_once))
 
 
 @app.command()
