@@ -270,7 +270,7 @@ def _socket(
 ) -> zmq.Socket[bytes]:
     """A socket with bounded queues that notices a half-open connection within seconds.
 
-    By the keep-alive of TCP, not by the heartbeats of ZeroMQ: libzmq (4.3.5) cannot read a peer's while a queue is full,
+    By the keep-alive of TCP, not by the heartbeats of ZeroMQ: libzmq (4.3.5) cannot read those while a queue is full,
     takes the peer for dead, and may abort the process.
     """
     socket = (context or zmq.Context.instance()).socket(kind)
