@@ -6,6 +6,7 @@ other, and on a machine with many cores one file cannot use them all.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,13 @@ from rich.table import Table
 from mbr_live.batch import Job, Replayed, jobs_of
 from mbr_live.batch_workers import Labeller, Told, labelled
 from mbr_live.bundle import load_bundle
+from mbr_live.engine_choice import kind_of
 from mbr_live.sinks import RunManifest, read_run
-from mbr_live.types import MbrError
+from mbr_live.types import DEFAULT_ENGINE, EngineWish, MbrError
 
 EXIT_SOME_FAILED = 1
+
+_log = logging.getLogger(__name__)
 
 
 def batch_program(
@@ -31,6 +35,7 @@ def batch_program(
     join: str | None = None,
     drops: Path | None = None,
     window_px: int | None = None,
+    wish: EngineWish | None = None,
     at_once: int | None = None,
 ) -> int:
     """Label every file, `at_once` at the same time (None: as many as there are cores).
@@ -38,8 +43,15 @@ def batch_program(
     0 when all went well, 1 when some could not be read (they are named on stderr)."""
     bundle = load_bundle(bundle_path)
     jobs = jobs_of(videos, join)
-    replayed = _replayed(drops, jobs) if drops else None
-    labeller = Labeller(bundle, out, replayed=replayed, window_px=window_px)
+    lived = _lived(drops, jobs) if drops else None
+    replayed = Replayed(lived.drops, lived.restarts) if lived else None
+    recorded = kind_of(lived.engine) if lived else None
+    labeller = Labeller(bundle, out, wish or recorded or DEFAULT_ENGINE, recorded, replayed, window_px)
+    if lived and labeller.engine().name != lived.engine:
+        _log.warning(
+            "%s was labelled by %s; this is %s: labels may differ",
+            lived.recording, lived.engine, labeller.engine().name,
+        )  # fmt: skip
     done: dict[int, RunManifest] = {}
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
@@ -69,7 +81,8 @@ def _shows(bars: Progress, shown: Sequence[TaskID]) -> Told:
     return lambda number, done, total: bars.update(shown[number], completed=done, total=total)
 
 
-def _replayed(path: Path, jobs: Sequence[Job]) -> Replayed:
+def _lived(path: Path, jobs: Sequence[Job]) -> RunManifest:
+    """The live run that is replayed."""
     run = read_run(path)
     if len(jobs) != 1:
         raise MbrError(f"{path}: --drops is of one recording ({run.recording}), but {len(jobs)} were given. Give one.")
@@ -78,7 +91,7 @@ def _replayed(path: Path, jobs: Sequence[Job]) -> Replayed:
             f"{path}: this run did not come to its end, so what it lost is not known yet. Let it go on and end: "
             "mbr-live run with the same configuration."
         )
-    return Replayed(run.drops, run.restarts)
+    return run
 
 
 def _table(runs: Sequence[RunManifest]) -> Table:

@@ -13,9 +13,10 @@ import cv2
 
 from mbr_live.batch import Job, Replayed, estimated_frames, run_job
 from mbr_live.bundle import Bundle
-from mbr_live.engine import Engine, OpenVinoEngine
+from mbr_live.engine import Engine
+from mbr_live.engine_choice import open_engine
 from mbr_live.sinks import RunManifest
-from mbr_live.types import MbrError
+from mbr_live.types import DEFAULT_ENGINE, EngineKind, EngineWish, MbrError
 
 _TELL_EVERY_FRAMES = 50  # telling must not slow the labelling down
 
@@ -29,12 +30,14 @@ class Labeller:
 
     bundle: Bundle
     out: Path
+    wish: EngineWish = DEFAULT_ENGINE
+    recorded: EngineKind | None = None  # what labelled the live run that is replayed
     replayed: Replayed | None = None
     window_px: int | None = None
 
     def engine(self) -> Engine:
         """What computes the networks; one per process."""
-        return OpenVinoEngine(self.bundle)
+        return open_engine(self.bundle, self.wish, recorded=self.recorded)
 
     def label(self, engine: Engine, number: int, job: Job, told: Told) -> RunManifest:
         """Label one recording; MbrError when it cannot be read to its end."""

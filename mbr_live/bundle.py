@@ -2,6 +2,7 @@
 
     manifest.json    what the model is; sizes and hashes of the other files
     features.onnx    crops uint8 [B, H, W, 3] RGB -> features float32 [B, D]; not there where D is 0
+    features.int8.onnx  the same in 8-bit integers, where the bundle was calibrated for it
     temporal.onnx    causal: features [B, D + M], state [B, S] -> logits [B, K], state_out [B, S]
                      looks ahead: features [1, T, D + M] -> logits [1, T, K], of a whole stretch at once
     card.md          for people: what it was trained on, how well it does, what it must not be used for
@@ -30,6 +31,7 @@ from mbr_live.types import CROP_PX, RATE_FPS, MbrError
 FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
 FEATURES = "features.onnx"
+FEATURES_INT8 = "features.int8.onnx"
 TEMPORAL = "temporal.onnx"
 CARD = "card.md"
 CONTENTS = (FEATURES, TEMPORAL, CARD)  # of a bundle with a feature network
@@ -94,6 +96,28 @@ class TrainingCard(_Record):
     scores: tuple[Score, ...]
 
 
+class Int8Card(_Record):
+    """How the int8 feature network was made, and what it costs, all of it against the float32 one on the same frames.
+
+    PR-AUC is the average precision over all frames with truth of all recordings together.
+    """
+
+    date: str
+    versions: dict[str, str]
+    recordings: tuple[str, ...]  # file names
+    calibration_frames: Count
+    calibration_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of the list of these frames
+    compared_frames: Count
+    labels_differ: Share  # of these frames, in at least one behaviour
+    pr_auc: dict[str, tuple[Share, Share]]  # per behaviour with truth: float32, int8; empty: there was no truth
+    feature_error: Annotated[float, Field(ge=0.0)]  # relative, on the probe of `mbr_live.engine_parity`
+
+    @property
+    def pr_auc_loss(self) -> float | None:
+        """The largest of any behaviour; None where there was no truth."""
+        return max((f32 - int8 for f32, int8 in self.pr_auc.values()), default=None)
+
+
 class Manifest(_Record):
     """What a bundle says of itself. Frames are of the 10 fps grid."""
 
@@ -111,6 +135,7 @@ class Manifest(_Record):
     receptive_field_frames: NoOrCount  # that an output can depend on; 0: no bound
     warmup_frames: NoOrCount
     max_gap_s: Seconds
+    int8: Int8Card | None = None  # None: float32 alone
     files: dict[str, FileRecord]
     training: TrainingCard
 
@@ -137,6 +162,12 @@ class Manifest(_Record):
             raise ValueError("kinematics and kinematics_version do not fit, or a channel is there twice")
         return self
 
+    @model_validator(mode="after")
+    def _int8_is_of_a_feature_network(self) -> Self:
+        if self.int8 and not self.feature_dim:
+            raise ValueError("int8 is of the feature network, and there is none (feature_dim is 0)")
+        return self
+
     @property
     def input_dim(self) -> int:
         """D + M, numbers that the temporal network takes per frame."""
@@ -145,7 +176,9 @@ class Manifest(_Record):
     @property
     def contents(self) -> tuple[str, ...]:
         """The files of the bundle beside its manifest."""
-        return CONTENTS if self.feature_dim else (TEMPORAL, CARD)
+        if not self.feature_dim:
+            return TEMPORAL, CARD
+        return (*CONTENTS, FEATURES_INT8) if self.int8 else CONTENTS
 
     @property
     def behaviour_names(self) -> tuple[str, ...]:
@@ -321,7 +354,7 @@ def check_replaceable(path: Path) -> None:
     if not path.is_dir():
         raise MbrError(f"Cannot write a bundle to {path}: it is a file. Choose another.")
     names = {entry.name for entry in path.iterdir()}
-    if names and (MANIFEST not in names or names - {MANIFEST, *CONTENTS}):
+    if names and (MANIFEST not in names or names - {MANIFEST, *CONTENTS, FEATURES_INT8}):
         raise MbrError(f"Cannot write a bundle to {path}: the folder holds other things. Choose another.")
 
 
@@ -339,11 +372,13 @@ def _write_synced(file: Path, content: bytes) -> None:
 __all__ = [
     "CARD",
     "FEATURES",
+    "FEATURES_INT8",
     "FORMAT",
     "TEMPORAL",
     "Behaviour",
     "Bundle",
     "FileRecord",
+    "Int8Card",
     "Manifest",
     "Score",
     "TrainingCard",

@@ -13,7 +13,7 @@ from mbr_live import __version__
 from mbr_live.config import DEMO_BUNDLE, Config, Loss, load_config
 from mbr_live.logs import LOG_VARIABLE, LogFormat, begin_logging
 from mbr_live.processes import EXIT_USER_ERROR, stop_signal
-from mbr_live.types import MbrError
+from mbr_live.types import EngineWish, MbrError
 
 # The programs import what they need when they are called: `mbr-live --help` must not wait for an inference engine.
 app = typer.Typer(
@@ -24,6 +24,10 @@ app = typer.Typer(
 )
 dataset_app = typer.Typer(help="Annotated recordings to train on.", no_args_is_help=True)
 app.add_typer(dataset_app, name="dataset")
+engine_app = typer.Typer(help="What computes the networks on this machine.", no_args_is_help=True)
+app.add_typer(engine_app, name="engine")
+calibrate_app = typer.Typer(help="Fit a bundle to recordings without training it.", no_args_is_help=True)
+app.add_typer(calibrate_app, name="calibrate")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 BundleOption = Annotated[Path, typer.Option("--bundle", help="Model bundle.")]
@@ -32,6 +36,7 @@ ConfigFile = Annotated[Path, typer.Argument(help="Configuration file (TOML).")]
 DatasetFile = Annotated[Path, typer.Argument(help="Dataset file (TOML).")]
 KeysOption = Annotated[Path | None, typer.Option("--keys", help="Folder of keys, where the system has them.")]
 WindowPx = Annotated[int | None, typer.Option("--window-px", min=16, help="Side of the crop window; else found.")]
+EngineOption = Annotated[EngineWish | None, typer.Option("--engine", help="What computes the networks.")]
 Plain = Annotated[bool, typer.Option("--plain", help="Lines of text instead of a dashboard.")]
 Seconds = Annotated[float | None, typer.Option("--seconds", min=0.1, help="Stop after this time.")]
 
@@ -62,9 +67,9 @@ def _options(
 
 
 @app.command()
-def run(config: ConfigFile, seconds: Seconds = None, plain: Plain = False) -> None:
+def run(config: ConfigFile, engine: EngineOption = None, seconds: Seconds = None, plain: Plain = False) -> None:
     """Run all processes of one configuration, with a dashboard."""
-    _run_system(load_config(config), seconds, plain)
+    _run_system(_with_engine(load_config(config), engine), seconds, plain)
 
 
 @app.command()
@@ -79,11 +84,16 @@ def capture(
 
 
 @app.command()
-def infer(config: ConfigFile) -> None:
+def infer(config: ConfigFile, engine: EngineOption = None) -> None:
     """The inference process of all cameras: labels to the logs and to whoever watches."""
     from mbr_live import infer as program
 
-    program.infer(load_config(config))
+    program.infer(_with_engine(load_config(config), engine))
+
+
+def _with_engine(config: Config, engine: EngineWish | None) -> Config:
+    """What the command line says goes before what the configuration says."""
+    return config.model_copy(update={"engine": engine}) if engine else config
 
 
 @app.command()
@@ -166,13 +176,15 @@ def replay(
     drop: Annotated[float, typer.Option(min=0.0, max=0.99, help="Fraction of the frames to lose on the way.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Which frames are lost.")] = 0,
     window_px: WindowPx = None,
+    engine: EngineOption = None,
     plain: Plain = False,
 ) -> None:
     """Play video files as live cameras through the real processes."""
     from mbr_live.run import replay_config
 
     loss = Loss(fraction=drop, seed=seed) if drop else None
-    _run_system(replay_config(videos, out, bundle, speed=speed, loss=loss, window_px=window_px), None, plain)
+    config = replay_config(videos, out, bundle, speed=speed, loss=loss, window_px=window_px)
+    _run_system(_with_engine(config, engine), None, plain)
 
 
 def _run_system(config: Config, seconds: float | None, plain: bool) -> None:
@@ -193,12 +205,15 @@ def batch(
     join: Annotated[str | None, typer.Option(help="Treat the files as one recording of this name.")] = None,
     drops: Annotated[Path | None, typer.Option(help="Lose the frames that this live run (.run.json) lost.")] = None,
     window_px: WindowPx = None,
+    engine: EngineOption = None,
     at_once: Annotated[int | None, typer.Option(min=1, help="Files at the same time; as many as cores.")] = None,
 ) -> None:
-    """Label recorded files."""
+    """Label recorded files; with --drops, with the engine of that run."""
     from mbr_live.batch_program import batch_program
 
-    raise SystemExit(batch_program(videos, out, bundle, join=join, drops=drops, window_px=window_px, at_once=at_once))
+    raise SystemExit(
+        batch_program(videos, out, bundle, join=join, drops=drops, window_px=window_px, wish=engine, at_once=at_once)
+    )
 
 
 @app.command()
@@ -235,6 +250,48 @@ def check(
     from mbr_live.dataset_program import check_program
 
     raise SystemExit(check_program(dataset, out))
+
+
+@engine_app.callback()
+def _engine() -> None:
+    pass
+
+
+@engine_app.command("check")
+def engine_check(
+    bundle: Annotated[Path, typer.Argument(help="Model bundle.")] = DEMO_BUNDLE,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Measure for `auto` again, and keep nothing.")] = False,
+) -> None:
+    """What computes a bundle here: versions, precision, parity, speed; exit code 1 where an engine differs."""
+    from mbr_live.engine_program import check_program
+
+    raise SystemExit(check_program(bundle, as_json=as_json, anew=anew))
+
+
+@calibrate_app.callback()
+def _calibrate() -> None:
+    pass
+
+
+@calibrate_app.command("int8")
+def calibrate_int8(
+    bundle: Annotated[Path, typer.Argument(help="Model bundle; it gets the int8 features, unless --out is given.")],
+    more: Annotated[list[Path] | None, typer.Argument(metavar="[VIDEO]...", help="More video files.")] = None,
+    videos: Annotated[list[Path] | None, typer.Option("--videos", help="Video files to calibrate on.")] = None,
+    dataset: Annotated[
+        Path | None, typer.Option("--dataset", help="Dataset file with the truth; alone: its validation recordings.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of another bundle to write.")] = None,
+    folder: Annotated[Path, typer.Option("--lists", help="Folder for the list of frames.")] = Path("calibration"),
+    frames: Annotated[Path | None, typer.Option("--frames", help="Take the frames of this list again.")] = None,
+) -> None:
+    """Give a bundle 8-bit integer features (needs the extra `train`); refused where they label worse."""
+    try:
+        from mbr_live.calibrate_program import calibrate_int8_program
+    except ModuleNotFoundError as error:
+        raise MbrError(f"calibrate: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
+    calibrate_int8_program(bundle, [*(videos or []), *(more or [])], dataset, out=out, folder=folder, frames=frames)
 
 
 @app.command()

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mbr_live.types import MbrError
+from mbr_live.types import DEFAULT_ENGINE, EngineWish, MbrError
 
 _PACKAGE = Path(__file__).resolve().parent
 # A wheel carries the bundle in the package; a checkout has it beside the package.
@@ -136,6 +136,7 @@ class Config(_Section):
 
     out: Path  # folder of the logs
     bundle: Path = DEMO_BUNDLE
+    engine: EngineWish = DEFAULT_ENGINE
     wire: Wire = Wire()
     recording: Recording = Recording()
     monitor: Monitor | None = None

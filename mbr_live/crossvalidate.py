@@ -29,9 +29,9 @@ from mbr_live.batch import Job, run_job
 from mbr_live.bundle import Bundle, load_bundle
 from mbr_live.comparison import LabelFolder, Truth
 from mbr_live.dataset import Dataset, Progress, file_name, read_dataset
-from mbr_live.engine import OpenVinoEngine
 from mbr_live.evaluate_program import truth_of, write_report
 from mbr_live.metrics import BinaryScores, Evaluation
+from mbr_live.openvino_engine import OpenVinoEngine
 from mbr_live.recordings import Clip, LabelledVideo, RecordingSpec
 from mbr_live.sinks import LABELS_SUFFIX, RUN_SUFFIX, read_run, write_atomically
 from mbr_live.splits import Fold

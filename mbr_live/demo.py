@@ -18,7 +18,7 @@ from rich.table import Table
 from mbr_live.batch import Job, Replayed, run_job
 from mbr_live.bundle import load_bundle
 from mbr_live.config import DEMO_BUNDLE, Camera, ConditionName, Config, Simulated, Wire, load_config
-from mbr_live.engine import OpenVinoEngine
+from mbr_live.openvino_engine import OpenVinoEngine
 from mbr_live.run import SYSTEM_FILE, run
 from mbr_live.simulate import Simulation
 from mbr_live.sinks import LABELS_SUFFIX, RUN_SUFFIX, LabelRow, read_labels, read_run

@@ -26,7 +26,7 @@ from mbr_live.ahead import Ahead
 from mbr_live.arrivals import MAX_JUMP_TICKS, Arrival, Eye, RefusedFrame, SeenFrame, arrivals
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config
-from mbr_live.engine import OpenVinoEngine
+from mbr_live.engine_choice import kind_of, open_engine
 from mbr_live.keys import load_keys
 from mbr_live.latency import LatencyHistogram
 from mbr_live.pipeline import Features, LaneState, Pipeline
@@ -45,7 +45,7 @@ from mbr_live.sinks import (
     write_run,
 )
 from mbr_live.status import CameraStatus, LabelMessage, Liveness, SystemStatus
-from mbr_live.types import RATE_FPS, Decision, Status
+from mbr_live.types import RATE_FPS, Decision, EngineKind, MbrError, Status
 from mbr_live.wire import (
     BadMessage,
     End,
@@ -77,7 +77,7 @@ def infer(config: Config) -> None:
     keys = load_keys(config.wire.keys)
     config.out.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)  # the networks and the captures have use for the other cores
-    engine = OpenVinoEngine(bundle)
+    engine = open_engine(bundle, config.engine, recorded=_recorded_engine(config))
     windows = {camera.name: camera.window_px for camera in config.camera if camera.window_px is not None}
     pipeline = Pipeline(bundle.manifest, engine, windows)
     with ExitStack() as stack:
@@ -97,6 +97,19 @@ def infer(config: Config) -> None:
         eyes = {name: Eye(pipeline, lane.state.last_index) for name, lane in lanes.items()}
         with stop_signal() as stop, closing(Ahead(arrivals(receiver, eyes, _WAIT_S), AHEAD_FRAMES)) as ahead:
             service.serve(ahead, stop)
+
+
+def _recorded_engine(config: Config) -> EngineKind | None:
+    """The engine of the labels that are there and will be gone on with; None where there are none."""
+    runs = [config.out / f"{camera.name}{RUN_SUFFIX}" for camera in config.camera]
+    kinds = {path: kind_of(read_run(path).engine) for path in runs if path.exists()}
+    if len(set(kinds.values())) > 1:
+        raise MbrError(
+            f"{config.out}: its sessions were labelled with several engines "
+            f"({', '.join(f'{path.name}: {kind}' for path, kind in kinds.items())}), and one process has one. "
+            "Give another folder."
+        )
+    return next(iter(kinds.values()), None)
 
 
 class Lane:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,15 @@ UNKNOWN = -1
 
 Image = NDArray[np.uint8]
 """RGB picture, uint8 [H, W, 3], C-contiguous."""
+
+
+EngineKind = Literal["openvino-f32", "openvino-bf16", "openvino-int8", "torch"]
+"""What computes the networks: the runtime, and the precision of the feature network."""
+
+EngineWish = Literal["openvino-f32", "openvino-bf16", "openvino-int8", "torch", "auto"]
+"""An engine by its kind, or the fastest of this machine."""
+
+DEFAULT_ENGINE: EngineKind = "openvino-f32"
 
 
 class MbrError(Exception):

@@ -9,7 +9,7 @@ import pytest
 
 from mbr_live.bundle import Bundle, load_bundle
 from mbr_live.config import DEMO_BUNDLE
-from mbr_live.engine import OpenVinoEngine
+from mbr_live.openvino_engine import OpenVinoEngine
 from mbr_live.simulate import record
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,9 +17,9 @@ from mbr_live import checkpoints, sources  # noqa: E402
 from mbr_live.batch import Job, run_job  # noqa: E402
 from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, check_live, load_bundle, write_bundle  # noqa: E402
 from mbr_live.dataset import ModelSettings, TrainingSettings, read_dataset, video_files  # noqa: E402
-from mbr_live.engine import OpenVinoEngine  # noqa: E402
 from mbr_live.kinematics import ALL, CHANNELS, SHAPE, VERSION  # noqa: E402
 from mbr_live.models import export_onnx  # noqa: E402
+from mbr_live.openvino_engine import OpenVinoEngine  # noqa: E402
 from mbr_live.pipeline import LaneState, Pipeline  # noqa: E402
 from mbr_live.preparation import prepare  # noqa: E402
 from mbr_live.temporal import Ensemble, build_temporal  # noqa: E402

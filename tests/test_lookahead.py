@@ -20,8 +20,9 @@ from test_bundle import edit, manifest  # noqa: E402
 
 from mbr_live.batch import Job, Replayed, run_job  # noqa: E402
 from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, check_live, load_bundle, write_bundle  # noqa: E402
-from mbr_live.engine import Crops, Floats, OpenVinoEngine, windows  # noqa: E402
+from mbr_live.engine import Crops, Floats, windows  # noqa: E402
 from mbr_live.models import Trunk, TrunkConfig, export_onnx  # noqa: E402
+from mbr_live.openvino_engine import OpenVinoEngine  # noqa: E402
 from mbr_live.pipeline import Hindsight, Pipeline, Seen, SightState  # noqa: E402
 from mbr_live.preparation import stretches  # noqa: E402
 from mbr_live.run import System  # noqa: E402

@@ -13,7 +13,7 @@ import pytest
 
 from mbr_live.blindness import FROZEN_FRAMES
 from mbr_live.bundle import Bundle
-from mbr_live.engine import OpenVinoEngine
+from mbr_live.openvino_engine import OpenVinoEngine
 from mbr_live.pipeline import LaneState, Pipeline
 from mbr_live.simulate import Simulation
 from mbr_live.types import Decision, Frame, Status

@@ -24,7 +24,7 @@ from mbr_live.arrivals import MAX_JUMP_TICKS, Eye, RefusedFrame, SeenFrame
 from mbr_live.batch import Job, run_job
 from mbr_live.bundle import Bundle
 from mbr_live.config import Camera, Config, Simulated, Wire
-from mbr_live.engine import OpenVinoEngine
+from mbr_live.openvino_engine import OpenVinoEngine
 from mbr_live.pipeline import LaneState, Pipeline, Seen
 from mbr_live.simulate import Simulation
 from mbr_live.sinks import label_header, label_rows, read_run

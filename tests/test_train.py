@@ -24,9 +24,9 @@ from mbr_live.batch import Job, run_job  # noqa: E402
 from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, load_bundle  # noqa: E402
 from mbr_live.comparison import LabelFolder  # noqa: E402
 from mbr_live.dataset import RENDERED_BY, Dataset, read_dataset  # noqa: E402
-from mbr_live.engine import OpenVinoEngine  # noqa: E402
 from mbr_live.evaluate import evaluate  # noqa: E402
 from mbr_live.evaluate_program import truths  # noqa: E402
+from mbr_live.openvino_engine import OpenVinoEngine  # noqa: E402
 from mbr_live.preparation import CROPPED_BY, MEASURED_BY, prepare, stretches  # noqa: E402
 from mbr_live.scoring import average_precision, f1  # noqa: E402
 from mbr_live.train import train  # noqa: E402

@@ -53,7 +53,7 @@ def decode_only(video: Path) -> int:
 def features_only(bundle: Path, frames: int) -> None:
     """Run the feature network over as many crops as the video has 10 fps frames."""
     from mbr_live.bundle import load_bundle
-    from mbr_live.engine import OpenVinoEngine
+    from mbr_live.openvino_engine import OpenVinoEngine
 
     engine = OpenVinoEngine(load_bundle(bundle))
     crops = np.random.default_rng(0).integers(0, 256, (64, 1, 160, 160, 3), np.uint8)
