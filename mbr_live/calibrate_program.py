@@ -30,12 +30,12 @@ def calibrate_int8_program(
     bundle = load_bundle(bundle_path)
     target = out or bundle_path
     check_replaceable(target)
-    given = given_recordings(videos, dataset_file)
     again = read_list(frames) if frames else None
     list_file = folder / f"{bundle.manifest.name}.int8.json"
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Bars(*columns, console=Console(stderr=True)) as bars:
-        line = bars.add_task("reading", total=None)
+        line = bars.add_task("reading the recordings and their truth", total=None)
+        given = given_recordings(videos, dataset_file)
         made = calibrate(
             bundle,
             given,

@@ -261,7 +261,7 @@ def _engine() -> None:
 def engine_check(
     bundle: Annotated[Path, typer.Argument(help="Model bundle.")] = DEMO_BUNDLE,
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of tables.")] = False,
-    anew: Annotated[bool, typer.Option("--anew", help="Measure for `auto` again, and keep nothing.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Measure again for `auto`.")] = False,
 ) -> None:
     """What computes a bundle here: versions, precision, parity, speed; exit code 1 where an engine differs."""
     from mbr_live.engine_program import check_program

@@ -95,7 +95,7 @@ def engine_of(bundle: Bundle, kind: EngineKind, *, threads: int = 1, batch: int 
 
 def kind_of(name: str) -> EngineKind:
     """The kind of an engine from its name, as the manifest of a run has it."""
-    runtime, *_, precision = name.split() or [""]
+    runtime, precision = name.split(" ", 1)[0], name.rsplit(" ", 1)[-1]
     for kind in get_args(EngineKind):
         if kind in (runtime, f"{runtime}-{precision}"):
             found: EngineKind = kind
@@ -103,10 +103,10 @@ def kind_of(name: str) -> EngineKind:
     raise MbrError(f"engine {name!r}: this program has no such engine, only {', '.join(get_args(EngineKind))}.")
 
 
-def choose(bundle: Bundle) -> Choice:
-    """What `auto` takes for a bundle on this machine: as written down, else measured now."""
+def choose(bundle: Bundle, *, anew: bool = False) -> Choice:
+    """What `auto` takes for a bundle on this machine: as written down, else, or `anew`, measured now."""
     file = cache_folder() / f"{_key(bundle)}.json"
-    known = _known(file)
+    known = None if anew else _known(file)
     if known is not None:
         return known
     choice = measure(bundle)

@@ -18,7 +18,7 @@ from rich.table import Table
 from mbr_live import openvino_engine
 from mbr_live.bundle import Bundle, load_bundle
 from mbr_live.engine import Engine
-from mbr_live.engine_choice import Choice, cache_folder, choose, cores, engine_of, measure
+from mbr_live.engine_choice import Choice, cache_folder, choose, cores, engine_of
 from mbr_live.engine_parity import Parity, limits, parity, passes, probe, timed_s
 from mbr_live.gpu_probe import Gpus, probe_gpus
 from mbr_live.openvino_engine import OpenVinoEngine
@@ -73,7 +73,7 @@ def check_program(bundle_path: Path, *, as_json: bool, anew: bool) -> int:
     bundle = load_bundle(bundle_path)
     machine = machine_facts()
     checked = [check(bundle, kind) for kind in get_args(EngineKind)]
-    choice = measure(bundle) if anew else choose(bundle)
+    choice = choose(bundle, anew=anew)
     console = Console(soft_wrap=True, highlight=False)
     if as_json:
         document = {"machine": asdict(machine), "engines": [{**asdict(each), "well": each.well} for each in checked]}

@@ -175,7 +175,7 @@ def _squeeze(a: Attributes, x: Tensor, axes: Tensor | None = None) -> Tensor:
 def _gather(a: Attributes, x: Tensor, indices: Tensor) -> Tensor:
     axis = a.get("axis", 0) % x.ndim
     flat = torch.where(indices < 0, indices + x.shape[axis], indices).reshape(-1)
-    return x.index_select(axis, flat).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return x.index_select(axis, flat).reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
 def _clip(a: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:

@@ -72,7 +72,7 @@ def lint(model: onnx.ModelProto) -> list[str]:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
             problems += _zero_point_problems(node, constants.get(node.input[2]))
         if node.op_type == "DequantizeLinear":
-            foreign = {each.op_type for each in consumers[node.output[0]]} - {"Conv", "Add"}
+            foreign = {each.op_type for each in consumers.get(node.output[0], ())} - {"Conv", "Add"}
             problems += [f"{node.name} feeds a {name}" for name in sorted(foreign)]
     producers = {name: node for node in model.graph.node for name in node.output}
     problems += [

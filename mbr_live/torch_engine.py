@@ -91,7 +91,8 @@ class _Graph:
         return results
 
     def run(self, *arrays: NDArray[Any]) -> list[Floats]:
-        tensors = (torch.from_numpy(np.ascontiguousarray(array)) for array in arrays)
+        # Copies in torch's own memory, whose alignment is always the same: sums depend on it.
+        tensors = (torch.tensor(array.copy()) for array in arrays)
         found = self._graph(dict(zip(self._inputs, tensors, strict=True)))
         return [found[name].numpy() for name in self._outputs]
 

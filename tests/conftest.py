@@ -35,6 +35,16 @@ def engine(demo_bundle: Bundle) -> OpenVinoEngine:
 
 
 @pytest.fixture(scope="session")
+def int8_bundle(demo_bundle: Bundle, box_video: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The demo bundle with int8 features, calibrated on twelve seconds; its list is beside it, frames.json."""
+    pytest.importorskip("onnxruntime", reason="training is not installed: pip install 'mbr-live[train]'")
+    from mbr_live.calibrate import Given, calibrate
+
+    folder = tmp_path_factory.mktemp("int8")
+    return calibrate(demo_bundle, [Given("box.mp4", (box_video,))], folder / "bundle", folder / "frames.json")
+
+
+@pytest.fixture(scope="session")
 def box_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve simulated seconds at 10 fps."""
     return _recorded(tmp_path_factory, "box", 11, 12)

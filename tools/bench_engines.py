@@ -6,7 +6,8 @@
     python tools/bench_engines.py differences VIDEO... --bundle BUNDLE
 
 `speed`: frames per second of the feature network by precision, threads and lanes at a time. All are timed in turn,
-round by round, and ratios are taken within a round, since the speed of a machine drifts. `growth`: one step of a TCN
+round by round, and ratios are taken within a round, since the speed of a machine drifts. Frames per CPU second do not
+depend on what else the machine does, or hardly. `growth`: one step of a TCN
 by its receptive field. `differences`: how many frames an engine labels otherwise than openvino-f32.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -39,6 +41,9 @@ BATCHES, THREADS = (1, 8, 32), (1, 2)
 BLOCKS = (4, 5, 6, 7, 8)  # receptive fields of 61, 125, 253, 509 and 1021 frames
 Way = tuple[Precision, int, int]
 """Precision, threads, lanes at a time."""
+
+Speed = tuple[float, float]
+"""Frames per second of wall time, and of CPU time."""
 
 console = Console(highlight=False)
 
@@ -76,25 +81,44 @@ def ways(bundle: Bundle) -> Iterator[Way]:
 def speed(bundle: Bundle, rounds: int) -> None:
     engines = {way: OpenVinoEngine(bundle, precision=way[0], threads=way[1], batch=way[2]) for way in ways(bundle)}
     crops = np.concatenate((probe(), probe()))[: max(BATCHES)]
-    measured: dict[Way, list[float]] = {way: [] for way in engines}
+    measured: dict[Way, list[Speed]] = {way: [] for way in engines}
     for _ in track(range(rounds), "speed", console=Console(stderr=True)):
         for way, engine in engines.items():
-            given = crops[: way[2]]
-            measured[way].append(way[2] / min(timed_s(lambda: engine.features(given), 0.3)))  # noqa: B023
-    exact = {threads: measured["f32", threads, 1] for threads in THREADS}
-    table = Table(title=f"features of {bundle.manifest.name}: frames/s, median of {rounds} rounds")
-    for column in ("precision", "threads", "lanes at a time", "frames/s", "x f32 of one lane, same threads"):
+            measured[way].append(speed_of(engine, crops[: way[2]]))
+    table = Table(title=f"features of {bundle.manifest.name}, median of {rounds}; x: f32, one thread, one lane")
+    for column in ("precision", "threads", "lanes", "frames/s", "x", "frames/CPU s", "x CPU"):
         table.add_column(column, justify="left" if column == "precision" else "right")
-    for way, fps in measured.items():
-        ratio = statistics.median(here / there for here, there in zip(fps, exact[way[1]], strict=True))
-        table.add_row(way[0], str(way[1]), str(way[2]), f"{statistics.median(fps):.0f}", f"{ratio:.2f}")
+    exact = measured["f32", 1, 1]
+    for way, speeds in measured.items():
+        cells = [cell for kind in (0, 1) for cell in cells_of(speeds, exact, kind)]
+        table.add_row(way[0], str(way[1]), str(way[2]), *cells)
     console.print(table)
-    best: dict[str, list[float]] = {}  # per precision, of each round
-    for way, fps in measured.items():
-        best[way[0]] = [max(each) for each in zip(fps, best.get(way[0], fps), strict=True)]
-    for precision, fps in best.items():
-        ratio = statistics.median(here / there for here, there in zip(fps, best["f32"], strict=True))
-        console.print(f"{precision} at its best / f32 at its best: {ratio:.2f}")
+    for precision in dict.fromkeys(way[0] for way in measured):
+        wall, cpu = (ratio_at_best(measured, precision, kind) for kind in (0, 1))
+        console.print(f"{precision} at its best / f32 at its best: {wall:.2f} by wall time, {cpu:.2f} by CPU time")
+
+
+def speed_of(engine: OpenVinoEngine, crops: np.ndarray) -> Speed:
+    """The best call by wall time, and all calls together by CPU time."""
+    start_s = time.process_time()
+    times_s = timed_s(lambda: engine.features(crops), 0.3)
+    cpu_s = time.process_time() - start_s
+    return len(crops) / min(times_s), len(crops) * (len(times_s) + 1) / cpu_s
+
+
+def cells_of(speeds: list[Speed], exact: list[Speed], kind: int) -> tuple[str, str]:
+    ratio = statistics.median(here[kind] / there[kind] for here, there in zip(speeds, exact, strict=True))
+    return f"{statistics.median(each[kind] for each in speeds):.0f}", f"{ratio:.2f}"
+
+
+def ratio_at_best(measured: dict[Way, list[Speed]], precision: str, kind: int) -> float:
+    """How many times as fast a precision is as float32, each at its best of every round."""
+
+    def best(of: str) -> list[float]:
+        rows = [speeds for way, speeds in measured.items() if way[0] == of]
+        return [max(each[kind] for each in of_round) for of_round in zip(*rows, strict=True)]
+
+    return statistics.median(here / there for here, there in zip(best(precision), best("f32"), strict=True))
 
 
 def growth(bundle: Bundle, rounds: int) -> None:

@@ -1,0 +1,176 @@
+"""int8 features from recordings: which frames, what they cost, when they are refused, and how to make them again."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from live import mbr_live
+
+pytest.importorskip("onnxruntime", reason="training is not installed: pip install 'mbr-live[train]'")
+
+from mbr_live import calibrate as module
+from mbr_live.annotations import Annotations
+from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, TEMPORAL, Bundle, load_bundle
+from mbr_live.calibrate import Cost, Given, Labelled, calibrate, choose, cost_of, read_list
+from mbr_live.calibrate_program import given_recordings
+from mbr_live.types import MbrError
+
+
+@st.composite
+def labelled(draw: st.DrawFn) -> Labelled:
+    frames = draw(st.integers(0, 60))
+    seed = draw(st.integers(0, 2**31))
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((frames, 2)) < (0.05, 0.5)).astype(np.int8)
+    return Labelled(3 * np.arange(frames), rng.random((frames, 2)), labels, rng.integers(0, 255, frames).astype(float))
+
+
+@given(st.lists(labelled(), min_size=1, max_size=3), st.integers(1, 100))
+def test_chosen_frames_cover_behaviours_and_light(recordings: list[Labelled], count: int) -> None:
+    chosen = choose(recordings, count)
+    assert sum(map(len, chosen)) == min(count, sum(len(each.source_frames) for each in recordings))
+    for frames, each in zip(chosen, recordings, strict=True):
+        assert frames == sorted(set(frames))
+        assert set(frames) <= set(each.source_frames.tolist())
+    shown = [
+        {
+            tuple(row)
+            for row, frame in zip(each.labels.tolist(), each.source_frames.tolist(), strict=True)
+            if frame in kept
+        }
+        for each, kept in zip(recordings, chosen, strict=True)
+    ]
+    every = {tuple(row) for each in recordings for row in each.labels.tolist()}
+    if count >= 3 * len(every):
+        assert set().union(*shown) == every
+    assert choose(recordings, count) == chosen
+
+
+def test_cost_is_against_the_truth_where_there_is_one() -> None:
+    frames = np.arange(4)
+    truth = Annotations(("second",), np.array([[1], [0], [1], [-1]], np.int8))
+    exact = Labelled(
+        frames, np.array([[0.9, 0.9], [0.1, 0.1], [0.2, 0.8], [0, 0.99]]), np.eye(4, 2, dtype=np.int8), frames
+    )
+    worse = Labelled(
+        frames, np.array([[0.9, 0.9], [0.1, 0.85], [0.2, 0.8], [0, 0.0]]), np.zeros((4, 2), np.int8), frames
+    )
+    cost = cost_of(("first", "second"), [Given("a", (), truth=truth)], [exact], [worse])
+    assert cost.frames == 4
+    assert cost.labels_differ == 0.5
+    assert cost.pr_auc == {"second": (1.0, pytest.approx((1 + 2 / 3) / 2))}
+    assert cost.pr_auc_loss == pytest.approx(1 / 6)
+    assert cost_of(("first",), [Given("a", ())], [exact], [exact]) == Cost(4, 0.0, {})
+
+
+def test_the_bundle_holds_both(int8_bundle: Bundle, demo_bundle: Bundle) -> None:
+    for name in (FEATURES, TEMPORAL, CARD):
+        assert int8_bundle.read(name) == demo_bundle.read(name)
+    assert len(int8_bundle.read(FEATURES_INT8)) > 100_000
+    card, listed = int8_bundle.manifest.int8, int8_bundle.path.parent / "frames.json"
+    assert card is not None
+    assert card.calibration_sha256 == hashlib.sha256(listed.read_bytes()).hexdigest()
+    assert card.calibration_frames == read_list(listed).frames > 60
+    assert card.compared_frames > 60
+    assert 0 < card.feature_error < 0.2
+    assert card.pr_auc == {} and card.pr_auc_loss is None
+
+
+def test_made_again_from_its_list(int8_bundle: Bundle, demo_bundle: Bundle, box_video: Path, tmp_path: Path) -> None:
+    listed = int8_bundle.path.parent / "frames.json"
+    again = calibrate(
+        demo_bundle,
+        [Given("box.mp4", (box_video,))],
+        tmp_path / "again",
+        tmp_path / "list.json",
+        again=read_list(listed),
+    )
+    assert again.read(FEATURES_INT8) == int8_bundle.read(FEATURES_INT8)
+    assert (tmp_path / "list.json").read_bytes() == listed.read_bytes()
+
+
+def test_a_list_of_something_else(
+    int8_bundle: Bundle, demo_bundle: Bundle, clutter_video: Path, tmp_path: Path
+) -> None:
+    listed = read_list(int8_bundle.path.parent / "frames.json")
+    with pytest.raises(MbrError, match=r"the list is of the recordings box\.mp4; those given \(c\)"):
+        module._checked(listed, demo_bundle, [Given("c", (clutter_video,))])
+    with pytest.raises(MbrError, match="of another feature network"):
+        module._checked(listed.model_copy(update={"features_sha256": "0" * 64}), demo_bundle, [])
+    for content in (b"", b"{}", b"\xff"):
+        (tmp_path / "list.json").write_bytes(content)
+        with pytest.raises(MbrError, match=r"list\.json: this is no list of calibration frames"):
+            read_list(tmp_path / "list.json")
+    with pytest.raises(MbrError, match="cannot be read"):
+        read_list(tmp_path / "none.json")
+
+
+def test_refused_where_it_labels_worse(
+    demo_bundle: Bundle, box_video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calibrated on one grey of the mean colour, activations are cut off: it costs labels, and nothing is written."""
+    true, grey = module.quantised, np.full((160, 160, 3), 116, np.uint8)
+    monkeypatch.setattr(module, "quantised", lambda content, crops, progress: true(content, [grey], progress))
+    given_ = [Given("box.mp4", (box_video,))]
+    with pytest.raises(MbrError, match=r"int8 labels .* frames otherwise than float32, at most 1% is allowed"):
+        calibrate(demo_bundle, given_, tmp_path / "out", tmp_path / "list.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_limits_are_those_that_are_written_down(demo_bundle: Bundle) -> None:
+    module._check(demo_bundle, Cost(1000, 0.5, {"rearing": (0.9, 0.8951)}))  # the truth says which label is right
+    module._check(demo_bundle, Cost(1000, 0.01, {}))
+    with pytest.raises(MbrError, match=r"loses 0\.0060 of PR-AUC \(grooming 0\.9000 -> 0\.9100, rearing"):
+        module._check(demo_bundle, Cost(1000, 0.0, {"grooming": (0.9, 0.91), "rearing": (0.9, 0.894)}))
+    with pytest.raises(MbrError, match=r"int8 labels 1\.10% of 1000 frames"):
+        module._check(demo_bundle, Cost(1000, 0.011, {}))
+
+
+def test_truth_of_a_dataset(box_video: Path, clutter_video: Path, dark_video: Path, tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset.toml"
+    dataset.write_text(
+        f"""
+name = "boxes"
+summary = "two boxes"
+window_px = 150
+[[behaviours]]
+name = "grooming"
+[[behaviours]]
+name = "rearing"
+[[recordings]]
+video = "{box_video}"
+labels = "{box_video.with_name("box.truth.csv")}"
+group = "one"
+split = "validation"
+[[recordings]]
+video = "{dark_video}"
+labels = "{dark_video.with_name("dark.truth.csv")}"
+group = "two"
+split = "train"
+"""
+    )
+    with_truth, without = given_recordings([box_video, clutter_video], dataset)
+    assert with_truth.truth is not None and with_truth.truth.behaviours == ("grooming", "rearing")
+    assert without == Given("clutter.mp4", (clutter_video,), 150)
+    (alone,) = given_recordings([], dataset)
+    assert alone.files == (box_video,)
+    with pytest.raises(MbrError, match="give recordings"):
+        given_recordings([], None)
+
+
+def test_from_the_command_line(demo_bundle: Bundle, box_video: Path, tmp_path: Path) -> None:
+    out, lists = tmp_path / "bundle", tmp_path / "calibration"
+    done = mbr_live(
+        "calibrate", "int8", demo_bundle.path, "--videos", box_video, "--out", out, "--lists", lists, timeout_s=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "There was no truth: PR-AUC was not measured." in done.stdout
+    assert load_bundle(out).manifest.int8 is not None
+    assert [each.name for each in lists.iterdir()] == ["demo.int8.json"]
+    refused = mbr_live("calibrate", "int8", demo_bundle.path, "--out", out)
+    assert refused.returncode == 2 and "give recordings" in refused.stderr
