@@ -34,7 +34,7 @@ from mbr_live.sources import JOURNAL_SUFFIX, JoinedFiles, Recording, Source, Vid
 from mbr_live.types import Frame, MbrError, SourceFrame
 
 AHEAD_FRAMES = 8  # decoded, and seen, ahead: enough to keep all threads busy, little enough to stay small
-TOGETHER_FRAMES = 4  # at most, of which the features are computed in one call
+TOGETHER_FRAMES = 8  # at most, of which the features are computed in one call
 
 Progress = Callable[[int], None]
 """Called with the number of source frames that are done."""
