@@ -239,9 +239,10 @@ class _Service:
         notify("READY=1")
         silent_since_s = time.monotonic()
         for group in ahead.groups(AHEAD_FRAMES):
-            if any(group):
+            arrived = [arrival for arrival in group if arrival is not None]
+            if arrived:
                 silent_since_s = time.monotonic()
-            self._take([arrival for arrival in group if arrival is not None])
+            self._take(arrived)
             self._publish_status()
             if stop.requested and (self._all_ended() or time.monotonic() - silent_since_s > DRAIN_S):
                 return
