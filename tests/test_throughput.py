@@ -30,7 +30,7 @@ from mbr_live.simulate import Simulation
 from mbr_live.sinks import label_header, label_rows, read_run
 from mbr_live.sources import VideoFile, sampled
 from mbr_live.types import TICK_NS, Decision, Frame
-from mbr_live.wire import CaptureCounts, End, FrameHeader, FrameSender, StatusSubscriber, free_endpoint
+from mbr_live.wire import CaptureCounts, End, FrameHeader, FrameSender, StatusSubscriber, free_endpoint, own_clock
 
 WINDOW_PX = 160
 FRAMES = 34  # the warm-up of the demo bundle takes 20
@@ -83,7 +83,8 @@ def test_labels_do_not_depend_on_the_number_of_cameras(
     try:
         with closing(StatusSubscriber(config.wire.status)) as subscriber:
             assert next(subscriber.messages(60), None), "inference is not ready"
-        send_all(config.wire.frames, {name: films[n % len(films)] for n, name in enumerate(names)})
+        logs = [tmp_path / f"{name}.labels.csv" for name in names]
+        send_all(config.wire.frames, {name: films[n % len(films)] for n, name in enumerate(names)}, logs)
         inference.send_signal(signal.SIGTERM)
         assert inference.wait(60) == 0
     finally:
@@ -96,8 +97,8 @@ def test_labels_do_not_depend_on_the_number_of_cameras(
         assert read_run(tmp_path / f"{name}.run.json").exit_status == "complete"
 
 
-def send_all(endpoint: str, films: dict[str, list[Frame]]) -> None:
-    """All cameras in turn, as fast as they are taken."""
+def send_all(endpoint: str, films: dict[str, list[Frame]], logs: list[Path]) -> None:
+    """All cameras in turn, as fast as they are taken; returns when the logs have all rows."""
     senders = {name: FrameSender(endpoint, name, f"session-{name}") for name in films}
     for number in range(FRAMES - len(MISSING)):
         for name, frames in films.items():
@@ -107,13 +108,15 @@ def send_all(endpoint: str, films: dict[str, list[Frame]]) -> None:
                 time.sleep(0.005)
     for sender in senders.values():
         assert sender.end(FRAMES - 1, 0, CaptureCounts(), timeout_s=60)
+    wait_for(lambda: all(log.read_bytes().count(b"\n") == FRAMES + 1 for log in logs))
+    for sender in senders.values():
         sender.close()
 
 
 def header(index: int, *, height: int = 480) -> FrameHeader:
     return FrameHeader(
         camera="a", session="a session", seq=index, index=index, source_frame=index, time_ns=index, origin_ns=0,
-        captured_ns=0, height=height, width=640,
+        captured_ns=0, clock=own_clock(), height=height, width=640,
     )  # fmt: skip
 
 
@@ -244,7 +247,9 @@ def test_an_interrupted_batch_of_several_leaves_nothing_half_written(clutter_vid
     for number in (signal.SIGINT, signal.SIGKILL):
         out = tmp_path / number.name
         command = [sys.executable, "-m", "mbr_live", "batch", *map(str, copies), "--at-once", "2", "--out", str(out)]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, stderr=subprocess.DEVNULL, start_new_session=True, preexec_fn=heed_interrupts
+        )
         wait_for(partial(holds_files, out))
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         assert process.wait(60) != 0
@@ -258,6 +263,11 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 60) -> None:
     while not condition():
         assert time.monotonic() < until_s
         time.sleep(0.01)
+
+
+def heed_interrupts() -> None:
+    """A shell has what it starts in the background ignore them, and so do the children of that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def holds_files(folder: Path) -> bool:
