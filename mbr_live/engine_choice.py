@@ -244,8 +244,13 @@ def _known(file: Path) -> Choice | None:
 
 
 def _keep(file: Path, choice: Choice) -> None:
-    """Write a choice whole or not at all; several processes may do so at once."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=file.stem, suffix=".part", delete=False) as part:
-        part.write(choice.model_dump_json(indent=2) + "\n")
-    Path(part.name).replace(file)
+    """Write a choice whole or not at all; several processes may do so at once. A service may have no place to keep it:
+    it then measures at every start, and a session goes on with the engine that it began with all the same.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=file.parent, prefix=file.stem, suffix=".part", delete=False) as part:
+            part.write(choice.model_dump_json(indent=2) + "\n")
+        Path(part.name).replace(file)
+    except OSError as error:
+        _log.warning("%s cannot be written (%s): the engines will be measured again next time", file, error.strerror)

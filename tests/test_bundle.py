@@ -16,9 +16,11 @@ from pydantic import ValidationError
 from mbr_live.bundle import (
     CARD,
     FEATURES,
+    FEATURES_INT8,
     TEMPORAL,
     Behaviour,
     Bundle,
+    Int8Card,
     Manifest,
     TrainingCard,
     load_bundle,
@@ -316,3 +318,31 @@ def test_nothing_is_written_that_could_not_be_read(tmp_path: Path) -> None:
     with pytest.raises(MbrError, match="contents are"):
         write_bundle(tmp_path / "model", manifest(), {CARD: b""})
     assert list(tmp_path.iterdir()) == []
+
+
+def int8_card(**changes: object) -> Int8Card:
+    card = {
+        "date": "2026-11-25", "versions": {}, "recordings": ("a.mp4",), "calibration_frames": 10,
+        "calibration_sha256": "0" * 64, "compared_frames": 100, "labels_differ": 0.01,
+        "pr_auc": {"grooming": (0.9, 0.89), "rearing": (0.8, 0.81)}, "feature_error": 0.03,
+    }  # fmt: skip
+    return Int8Card.model_validate({**card, **changes})
+
+
+def test_int8_features_are_part_of_a_bundle_that_says_so(tmp_path: Path) -> None:
+    described = manifest(int8=int8_card())
+    with pytest.raises(MbrError, match=r"expected \['card.md', 'features.int8.onnx', 'features.onnx', 'temporal.onnx'"):
+        write_bundle(tmp_path / "model", described, CONTENTS)
+    written = write_bundle(tmp_path / "model", described, {**CONTENTS, FEATURES_INT8: b"integers"})
+    assert written.read(FEATURES_INT8) == b"integers"
+    assert written.manifest.int8 == int8_card()
+    assert int8_card().pr_auc_loss == pytest.approx(0.01)
+    assert int8_card(pr_auc={}).pr_auc_loss is None
+    write_bundle(tmp_path / "model", manifest(), CONTENTS)  # it can be replaced by one without
+    assert not (tmp_path / "model" / FEATURES_INT8).exists()
+
+
+def test_int8_without_a_feature_network() -> None:
+    alone = {"feature_dim": 0, "kinematics": ("speed",), "kinematics_version": 1}
+    with pytest.raises(ValidationError, match="int8 is of the feature network"):
+        manifest(**alone, int8=int8_card())

@@ -104,6 +104,17 @@ def test_a_damaged_choice_is_made_anew(
     assert [each.name for each in cache.iterdir()] == [file.name]
 
 
+def test_a_choice_that_can_not_be_kept_is_used(
+    demo_bundle: Bundle, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engine_choice, "_ROUND_S", 0.001)
+    monkeypatch.setattr(engine_choice, "candidates", lambda bundle: [("f32", 1, 1)])
+    cache.parent.mkdir(parents=True)
+    cache.write_text("a file where the folder should be")
+    assert choose(demo_bundle).chosen.kind == "openvino-f32"
+    assert "cannot be written" in caplog.text
+
+
 def test_what_differs_is_not_taken(int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_choice, "_ROUND_S", 0.001)
     monkeypatch.setattr(engine_choice, "passes", lambda found, allowed: found.feature_error == 0.0)
