@@ -14,6 +14,7 @@ Cucchiara et al. 2003), and becomes background at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -267,8 +268,8 @@ def measure(
     area = moments["m00"]
     xx, xy, yy = (moments[name] / area for name in ("mu20", "mu11", "mu02"))
     root = float(np.hypot((xx - yy) / 2, xy))
-    length = 4 * float(np.sqrt((xx + yy) / 2 + root + 1 / 12))  # 1/12: the extent of a pixel itself
-    width = 4 * float(np.sqrt(max((xx + yy) / 2 - root, 0) + 1 / 12))
+    length = 4 * math.sqrt((xx + yy) / 2 + root + 1 / 12)  # 1/12: the extent of a pixel itself
+    width = 4 * math.sqrt(max((xx + yy) / 2 - root, 0) + 1 / 12)
     x, y = left + moments["m10"] / area, top + moments["m01"] / area
     height, across = mask.shape
     borders = (left <= 0) + (top <= 0) + (left + across >= shape[1]) + (top + height >= shape[0])
@@ -315,7 +316,7 @@ def _parts(mask: Grey, size: int) -> Iterator[tuple[int, int, Grey]]:
 def _body(mask: Grey, difference: Grey, contrast: float) -> Grey:
     """The mask without tail, feet, and the shadow or reflection, which differ less from the background."""
     core = mask * (difference > contrast / 2)
-    side = max(3, int(0.3 * np.sqrt(np.count_nonzero(core)))) | 1
+    side = max(3, int(0.3 * math.sqrt(cv2.countNonZero(core)))) | 1
     padded = cv2.copyMakeBorder(core, side, side, side, side, cv2.BORDER_CONSTANT, value=0)
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     body = cv2.morphologyEx(padded, cv2.MORPH_OPEN, kernel)[side:-side, side:-side]

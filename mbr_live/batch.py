@@ -6,19 +6,18 @@ or an interruption, leaves nothing half-written; a broken file does not stop the
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mbr_live.ahead import Ahead
 from mbr_live.bundle import Bundle
 from mbr_live.engine import Engine
-from mbr_live.pipeline import Hindsight, LaneState, Pipeline
+from mbr_live.pipeline import Hindsight, LaneState, Pipeline, Seen, SightState
 from mbr_live.sinks import (
     BOUTS_SUFFIX,
     LABELS_SUFFIX,
@@ -34,7 +33,8 @@ from mbr_live.sinks import (
 from mbr_live.sources import JOURNAL_SUFFIX, JoinedFiles, Recording, Source, VideoFile, sampled
 from mbr_live.types import Frame, MbrError, SourceFrame
 
-AHEAD_FRAMES = 8  # decoded ahead of the pipeline: enough to keep both busy, little enough to stay small
+AHEAD_FRAMES = 8  # decoded, and seen, ahead: enough to keep all threads busy, little enough to stay small
+TOGETHER_FRAMES = 8  # at most, of which the features are computed in one call
 
 Progress = Callable[[int], None]
 """Called with the number of source frames that are done."""
@@ -128,27 +128,59 @@ def run_job(
 
 
 def _label(frames: Iterator[Frame], name: str, pipeline: Pipeline, log: SessionLog, replayed: Replayed) -> LaneState:
-    """Run all frames through the pipeline into the log; the state in the end."""
+    """Run all frames through the pipeline into the log; the state in the end.
+
+    Decoding, seeing and the networks each have a thread: what one picture shows needs nothing of what the networks
+    say of the one before.
+    """
     state = pipeline.start()
     restarts = list(replayed.restarts)
     hindsight = Hindsight(pipeline)
-    step = pipeline.step if pipeline.manifest.causal else hindsight.step
+    label = pipeline.label if pipeline.manifest.causal else hindsight.label
     last, origin_ns = -1, 0
-    with closing(_Ahead(frames)) as decoded:
-        for frame in decoded:
-            last, origin_ns = frame.index, frame.origin_ns
-            if replayed.lost(frame.index):
-                continue
-            while restarts and frame.index > restarts[0]:
-                gaps, state = pipeline.gap(name, restarts.pop(0) + 1, origin_ns, state)
-                log.write_all([*hindsight.flush(), *gaps])
-                state = pipeline.start(state.last_index)
-            decisions, states = step([frame], {name: state})
-            state = states[name]
-            log.write_all(decisions)
+    with (
+        closing(Ahead(frames, AHEAD_FRAMES)) as decoded,
+        closing(Ahead(_ticks(decoded, pipeline, replayed), AHEAD_FRAMES)) as ticks,
+    ):
+        for group in ticks.groups(TOGETHER_FRAMES):
+            features = iter(pipeline.features([tick.seen for tick in group if tick.seen]))
+            for tick in group:
+                last, origin_ns = tick.index, tick.origin_ns
+                if tick.seen is None:
+                    continue
+                while restarts and tick.index > restarts[0]:
+                    gaps, state = pipeline.gap(name, restarts.pop(0) + 1, origin_ns, state)
+                    log.write_all([*hindsight.flush(), *gaps])
+                    state = pipeline.start(state.last_index)
+                decisions, states = label([tick.seen], [next(features)], {name: state})
+                state = states[name]
+                log.write_all(decisions)
     gaps, state = pipeline.gap(name, last + 1, origin_ns, state)
     log.write_all([*hindsight.flush(), *gaps])
     return state
+
+
+@dataclass(frozen=True, slots=True)
+class _Tick:
+    """A tick that a frame of the recording serves."""
+
+    index: int
+    origin_ns: int
+    seen: Seen | None  # None: the frame was lost live
+
+
+def _ticks(frames: Iterable[Frame], pipeline: Pipeline, replayed: Replayed) -> Iterator[_Tick]:
+    """What the frames show; a restart forgets what was seen before it."""
+    sight, restarts = SightState(), list(replayed.restarts)
+    for frame in frames:
+        seen = None
+        if not replayed.lost(frame.index):
+            while restarts and frame.index > restarts[0]:
+                restarts.pop(0)
+                sight = SightState()
+            seen = pipeline.see(frame, sight)
+            sight = seen.after
+        yield _Tick(frame.index, frame.origin_ns, seen)
 
 
 def _frames(job: Job, progress: Progress) -> Iterator[Frame]:
@@ -185,41 +217,6 @@ def _counted_frames(frames: Iterator[Frame], progress: Progress) -> Iterator[Fra
     for frame in frames:
         progress(frame.index + 1)
         yield frame
-
-
-class _Ahead:
-    """Takes items from an iterator in a thread of its own, at most AHEAD_FRAMES ahead of whoever iterates this."""
-
-    def __init__(self, items: Iterator[Frame]) -> None:
-        self._items = items
-        self._ready: queue.SimpleQueue[Frame | BaseException | None] = queue.SimpleQueue()
-        self._room: queue.SimpleQueue[bool] = queue.SimpleQueue()  # one True per item that may be taken; False: stop
-        for _ in range(AHEAD_FRAMES):
-            self._room.put(True)
-        self._thread = threading.Thread(target=self._fill, name="decode-ahead", daemon=True)
-        self._thread.start()
-
-    def _fill(self) -> None:
-        try:
-            for item in self._items:
-                if not self._room.get():
-                    return
-                self._ready.put(item)
-            self._ready.put(None)
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that iterates, which raises it
-            self._ready.put(error)
-
-    def __iter__(self) -> Iterator[Frame]:
-        while (item := self._ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-            self._room.put(True)
-
-    def close(self) -> None:
-        """End the thread, also when its items were not all taken."""
-        self._room.put(False)
-        self._thread.join()
 
 
 def _stem(path: Path) -> str:

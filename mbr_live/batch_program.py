@@ -1,19 +1,24 @@
-"""`mbr-live batch`: many files, a progress bar each, a table at the end, an exit code that says whether all is well."""
+"""`mbr-live batch`: many files, a progress bar each, a table at the end, an exit code that says whether all is well.
+
+Several files are labelled at the same time, each in a process of its own: the files of a process would wait for each
+other, and on a machine with many cores one file cannot use them all.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from mbr_live.batch import Job, Replayed, estimated_frames, jobs_of, run_job
-from mbr_live.bundle import Bundle, load_bundle
-from mbr_live.engine import Engine
-from mbr_live.engine_choice import kind_of, open_engine
+from mbr_live.batch import Job, Replayed, jobs_of
+from mbr_live.batch_workers import Labeller, Told, labelled
+from mbr_live.bundle import load_bundle
+from mbr_live.engine_choice import kind_of
 from mbr_live.sinks import RunManifest, read_run
 from mbr_live.types import DEFAULT_ENGINE, EngineWish, MbrError
 
@@ -31,52 +36,49 @@ def batch_program(
     drops: Path | None = None,
     window_px: int | None = None,
     wish: EngineWish | None = None,
+    at_once: int | None = None,
 ) -> int:
-    """Label every file; 0 when all went well, 1 when some could not be read (they are named on stderr)."""
+    """Label every file, `at_once` at the same time (None: as many as there are cores).
+
+    0 when all went well, 1 when some could not be read (they are named on stderr)."""
     bundle = load_bundle(bundle_path)
     jobs = jobs_of(videos, join)
     lived = _lived(drops, jobs) if drops else None
     replayed = Replayed(lived.drops, lived.restarts) if lived else None
-    engine = _engine(bundle, wish, lived)
-    done: list[RunManifest] = []
+    recorded = kind_of(lived.engine) if lived else None
+    labeller = Labeller(bundle, out, wish or recorded or DEFAULT_ENGINE, recorded, replayed, window_px)
+    if lived and labeller.engine().name != lived.engine:
+        _log.warning(
+            "%s was labelled by %s; this is %s: labels may differ",
+            lived.recording, lived.engine, labeller.engine().name,
+        )  # fmt: skip
+    done: dict[int, RunManifest] = {}
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
-        for job in jobs:
-            bar = bars.add_task(job.name, total=None)
-            try:
-                bars.update(bar, total=estimated_frames(job))
-                run = run_job(
-                    job, out, bundle, engine, replayed=replayed, window_px=window_px, progress=_advance(bars, bar)
-                )
-            except MbrError as error:
-                bars.update(bar, description=f"{job.name}: failed")
-                errors.print(f"mbr-live: {error}")
-                continue
-            bars.update(bar, total=1, completed=1)
-            done.append(run)
+        shown = [bars.add_task(job.name, total=None) for job in jobs]
+        for number, ended in labelled(labeller, jobs, at_once or _cores(), _shows(bars, shown)):
+            if isinstance(ended, RunManifest):
+                bars.update(shown[number], total=1, completed=1)
+                done[number] = ended
+            else:
+                bars.update(shown[number], description=f"{jobs[number].name}: failed")
+                errors.print(f"mbr-live: {ended}")
     if done:
-        Console().print(_table(done))
+        Console().print(_table([done[number] for number in sorted(done)]))
         if not bundle.manifest.causal:
             print(f"bundle {bundle.manifest.name} looks ahead: these labels are not what a live camera would get")
         print(f"labels, bouts and manifests: {out}")
     return 0 if len(done) == len(jobs) else EXIT_SOME_FAILED
 
 
-def _advance(bars: Progress, bar: TaskID) -> Callable[[int], None]:
-    """Moves a bar, not for every frame: drawing it must not slow the labelling down."""
-    return lambda done: bars.update(bar, completed=done) if done % 50 == 0 else None
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _engine(bundle: Bundle, wish: EngineWish | None, lived: RunManifest | None) -> Engine:
-    """The engine that was asked for; that of the live run where one is replayed."""
-    if lived is None:
-        return open_engine(bundle, wish or DEFAULT_ENGINE)
-    recorded = kind_of(lived.engine)
-    engine = open_engine(bundle, wish or recorded, recorded=recorded)
-    if engine.name != lived.engine:
-        _log.warning("%s was labelled by %s; this is %s: labels may differ", lived.recording, lived.engine, engine.name)
-    return engine
+def _shows(bars: Progress, shown: Sequence[TaskID]) -> Told:
+    return lambda number, done, total: bars.update(shown[number], completed=done, total=total)
 
 
 def _lived(path: Path, jobs: Sequence[Job]) -> RunManifest:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mbr_live.annotations import Annotations
 from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, TEMPORAL, Bundle, Int8Card, write_bundle
-from mbr_live.engine import Crops, Engine, Floats
+from mbr_live.engine import Engine
 from mbr_live.engine_choice import engine_of
 from mbr_live.engine_parity import parity
 from mbr_live.pipeline import Hindsight, Pipeline
@@ -209,42 +209,20 @@ def read_list(path: Path) -> CalibrationList:
 _UNTESTED = Cost(1, 0.0, {})
 
 
-class _Watched:
-    """An engine whose last crops can be looked at."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine, self.crops = engine, np.zeros((0, 0, 0, 3), np.uint8)
-
-    @property
-    def name(self) -> str:
-        return self._engine.name
-
-    def features(self, crops: Crops) -> Floats:
-        self.crops = crops
-        return self._engine.features(crops)
-
-    def step(self, features: Floats, state: Floats) -> tuple[Floats, Floats]:
-        return self._engine.step(features, state)
-
-    def sequence(self, features: Floats) -> Floats:
-        return self._engine.sequence(features)
-
-
 def _decisions(
     given: Given, bundle: Bundle, engine: Engine, on_crop: Callable[[int, Image], None]
 ) -> Iterator[Decision]:
     """All decisions about a recording; `on_crop` is called with every source frame that has a crop."""
-    watched = _Watched(engine)
-    pipeline = Pipeline(bundle.manifest, watched, {given.name: given.window_px} if given.window_px else None)
+    pipeline = Pipeline(bundle.manifest, engine, {given.name: given.window_px} if given.window_px else None)
     hindsight = Hindsight(pipeline)
-    step = pipeline.step if bundle.manifest.causal else hindsight.step
+    label = pipeline.label if bundle.manifest.causal else hindsight.label
     state = pipeline.start()
     for frame in sampled(JoinedFiles(given.name, [VideoFile(path) for path in given.files]), given.name):
-        watched.crops = watched.crops[:0]
-        decisions, states = step([frame], {given.name: state})
+        seen = pipeline.see(frame, state.sight)
+        decisions, states = label([seen], pipeline.features([seen]), {given.name: state})
         state = states[given.name]
-        for crop in watched.crops:
-            on_crop(frame.source_frame, crop)
+        if seen.crop is not None:
+            on_crop(frame.source_frame, seen.crop)
         yield from decisions
     yield from hindsight.flush()
 

@@ -243,11 +243,14 @@ def batch(
     drops: Annotated[Path | None, typer.Option(help="Lose the frames that this live run (.run.json) lost.")] = None,
     window_px: WindowPx = None,
     engine: EngineOption = None,
+    at_once: Annotated[int | None, typer.Option(min=1, help="Files at the same time; as many as cores.")] = None,
 ) -> None:
     """Label recorded files; with --drops, with the engine of that run."""
     from mbr_live.batch_program import batch_program
 
-    raise SystemExit(batch_program(videos, out, bundle, join=join, drops=drops, window_px=window_px, wish=engine))
+    raise SystemExit(
+        batch_program(videos, out, bundle, join=join, drops=drops, window_px=window_px, wish=engine, at_once=at_once)
+    )
 
 
 @app.command()

@@ -1,4 +1,8 @@
-"""The inference process: frames in from all cameras, labels out, one thread, no queue of its own.
+"""The inference process: frames in from all cameras, labels out.
+
+One thread receives and looks at the pictures, the main one computes the networks, decides and writes; a few frames at
+most lie between them. Frames that have been seen by the time that the networks are free share a call of theirs: nothing
+waits for others to arrive.
 
 It writes a label before it tells anybody about it. It goes on with the files that it finds, so that it can be killed
 at any moment and started again.
@@ -10,17 +14,22 @@ import logging
 import math
 import time
 from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
 
+import cv2
+
+from mbr_live.ahead import Ahead
+from mbr_live.arrivals import MAX_JUMP_TICKS, Arrival, Eye, RefusedFrame, SeenFrame, arrivals
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config
 from mbr_live.engine_choice import kind_of, open_live_engine
 from mbr_live.keys import load_keys
 from mbr_live.latency import LatencyHistogram
-from mbr_live.pipeline import LaneState, Pipeline
+from mbr_live.pipeline import Features, LaneState, Pipeline
 from mbr_live.processes import Stop, notify, stop_signal
 from mbr_live.sinks import (
     BOUTS_SUFFIX,
@@ -36,7 +45,7 @@ from mbr_live.sinks import (
     write_run,
 )
 from mbr_live.status import CameraStatus, LabelMessage, Liveness, SystemStatus
-from mbr_live.types import RATE_FPS, Decision, EngineKind, MbrError
+from mbr_live.types import RATE_FPS, Decision, EngineKind, MbrError, Status
 from mbr_live.wire import (
     BadMessage,
     End,
@@ -45,7 +54,6 @@ from mbr_live.wire import (
     Header,
     Heartbeat,
     StatusPublisher,
-    frame_of,
     own_clock,
 )
 
@@ -55,7 +63,8 @@ TIMINGS_HEADER = "frame,capture_to_receive_ms,capture_to_label_ms"
 STATUS_EVERY_S = 1.0
 STALE_AFTER_S = 1.0
 DRAIN_S = 2.0  # after a stop: how long silence must last before cameras that said no end are given up
-MAX_JUMP_TICKS = 7 * 24 * 3600 * RATE_FPS  # a longer outage is a new session, and a larger number a damaged header
+AHEAD_FRAMES = 8  # seen but not labelled yet; what is behind them waits in the sockets, where its size is bounded too
+_WAIT_S = 0.2
 _FPS_OVER_S = 5.0
 
 _log = logging.getLogger(__name__)
@@ -67,6 +76,7 @@ def infer(config: Config) -> None:
     check_live(bundle)
     keys = load_keys(config.wire.keys)
     config.out.mkdir(parents=True, exist_ok=True)
+    cv2.setNumThreads(1)  # the networks and the captures have use for the other cores
     engine, note = open_live_engine(bundle, config.engine, recorded=_recorded_engine(config))
     windows = {camera.name: camera.window_px for camera in config.camera if camera.window_px is not None}
     pipeline = Pipeline(bundle.manifest, engine, windows)
@@ -84,9 +94,10 @@ def infer(config: Config) -> None:
             for camera in config.camera
         }
         words = engine.name if note is None else f"{engine.name} ({note})"
-        service = _Service(config, pipeline, lanes, receiver, publisher, template, words)
-        with stop_signal() as stop:
-            service.serve(stop)
+        service = _Service(config, pipeline, lanes, publisher, template, words)
+        eyes = {name: Eye(pipeline, lane.state.last_index) for name, lane in lanes.items()}
+        with stop_signal() as stop, closing(Ahead(arrivals(receiver, eyes, _WAIT_S), AHEAD_FRAMES)) as ahead:
+            service.serve(ahead, stop)
 
 
 def _recorded_engine(config: Config) -> EngineKind | None:
@@ -123,7 +134,6 @@ class Lane:
         self.ended = False
         self.last_frame_s: float | None = None
         self._recent_s: deque[float] = deque(maxlen=int(_FPS_OVER_S * RATE_FPS) * 4)
-        self._size: tuple[int, int] | None = None  # height and width of the first frame
 
     def _begin_run(self, camera: Camera, template: RunManifest, last_index: int) -> RunManifest:
         path = self._paths[RUN_SUFFIX]
@@ -134,16 +144,6 @@ class Lane:
             run.started, run.restarts = before.started, [*before.restarts, last_index]
         write_run(path, run)
         return run
-
-    def refusal(self, header: FrameHeader) -> str | None:
-        """Why this frame cannot be used; None when it can."""
-        if header.index <= self.state.last_index:
-            return "late"  # its tick is in the log already
-        if header.index - self.state.last_index > MAX_JUMP_TICKS:
-            return "jump"
-        size = (header.height, header.width)
-        self._size = self._size or size
-        return None if size == self._size else "size"
 
     def write(self, decision: Decision) -> None:
         """Append to the log; returns when the rows are in the file."""
@@ -219,32 +219,33 @@ class Lane:
 
 
 class _Service:
-    """The loop: receive, step, write, publish."""
+    """The loop: take what was seen, compute, write, publish."""
 
     def __init__(
         self,
         config: Config,
         pipeline: Pipeline,
         lanes: dict[str, Lane],
-        receiver: FrameReceiver,
         publisher: StatusPublisher,
         template: RunManifest,
         engine: str,
     ) -> None:
         self._engine = engine
         self._config, self._pipeline, self._lanes = config, pipeline, lanes
-        self._receiver, self._publisher, self._template = receiver, publisher, template
+        self._publisher, self._template = publisher, template
         self._refused: Counter[str] = Counter()
         self._started_s = time.monotonic()
         self._next_status_s = 0.0
 
-    def serve(self, stop: Stop) -> None:
+    def serve(self, ahead: Ahead[Arrival | None], stop: Stop) -> None:
         """Until a stop is asked for; then until every camera that was live has ended, or silence."""
         notify("READY=1")
         silent_since_s = time.monotonic()
-        while True:
-            if self._receive_one(timeout_s=0.2):
+        for group in ahead.groups(AHEAD_FRAMES):
+            arrived = [arrival for arrival in group if arrival is not None]
+            if arrived:
                 silent_since_s = time.monotonic()
+            self._take(arrived)
             self._publish_status()
             if stop.requested and (self._all_ended() or time.monotonic() - silent_since_s > DRAIN_S):
                 return
@@ -252,42 +253,50 @@ class _Service:
     def _all_ended(self) -> bool:
         return all(lane.ended or lane.session is None for lane in self._lanes.values())
 
-    def _receive_one(self, timeout_s: float) -> bool:
-        try:
-            received = self._receiver.receive(timeout_s)
-            if received is None:
-                return False
-            self._take(*received)
-        except BadMessage as error:
-            self._refuse_message(str(error))
-        return True
+    def _take(self, group: Sequence[Arrival]) -> None:
+        """Take messages in their order; the features of all frames among them are computed together."""
+        features = iter(self._pipeline.features([each.seen for each in group if isinstance(each, SeenFrame)]))
+        due: dict[str, tuple[SeenFrame, Features | None]] = {}  # at most one frame per lane
+        for each in group:
+            if isinstance(each, BadMessage):
+                self._refuse_message(str(each))
+                continue
+            message = each.header if isinstance(each, SeenFrame | RefusedFrame) else each
+            if message.camera in due:
+                self._label(due)
+                due = {}
+            self._hear(self._lanes[message.camera], message)
+            if isinstance(each, SeenFrame):
+                due[message.camera] = each, next(features)
+            elif isinstance(each, RefusedFrame):
+                self._lanes[message.camera].refused[each.why] += 1
+        self._label(due)
 
-    def _take(self, header: Header, pixels: memoryview | None) -> None:
-        lane = self._lanes.get(header.camera)
-        if lane is None:
-            raise BadMessage(f"camera {header.camera!r} is not in the configuration")
-        if header.session != lane.session:
-            lane.session, lane.ended = header.session, False
-        match header:
-            case FrameHeader() if pixels is not None:
-                self._label(lane, header, pixels)
+    def _hear(self, lane: Lane, message: Header) -> None:
+        """Take everything of a message but the picture."""
+        if message.session != lane.session:
+            lane.session, lane.ended = message.session, False
+        match message:
             case Heartbeat():
-                lane.run.capture = header.counts.model_dump()
+                lane.run.capture = message.counts.model_dump()
             case End():
-                self._tell(lane, lane.finish(header))
+                self._tell(lane, lane.finish(message))
 
-    def _label(self, lane: Lane, header: FrameHeader, pixels: memoryview) -> None:
-        received_ns = time.monotonic_ns()
-        refusal = lane.refusal(header)
-        if refusal is not None:
-            lane.refused[refusal] += 1
-            return
-        decisions, states = self._pipeline.step([frame_of(header, pixels)], {lane.name: lane.state})
-        lane.state = states[lane.name]
-        *gaps, labelled = decisions
-        self._tell(lane, gaps)
-        lane.write(labelled)
-        self._publish(labelled, lane.note_timing(header, received_ns))
+    def _label(self, due: Mapping[str, tuple[SeenFrame, Features | None]]) -> None:
+        """Label one frame of each of some lanes."""
+        states = {name: self._lanes[name].state for name in due}
+        seen, features = [frame.seen for frame, _ in due.values()], [found for _, found in due.values()]
+        decisions, states = self._pipeline.label(seen, features, states)
+        for name, state in states.items():
+            self._lanes[name].state = state
+        for decision in decisions:
+            lane = self._lanes[decision.camera]
+            if decision.status is Status.GAP:
+                self._tell(lane, [decision])
+                continue
+            lane.write(decision)
+            frame, _ = due[decision.camera]
+            self._publish(decision, lane.note_timing(frame.header, frame.received_ns))
 
     def _tell(self, lane: Lane, decisions: list[Decision]) -> None:
         for decision in decisions:

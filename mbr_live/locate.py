@@ -8,7 +8,9 @@ for the animal only as long as nothing better is known, and an animal that sleep
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -142,8 +144,7 @@ def _followed(pixels: Image, state: LocateState) -> tuple[Sighting, LocateState]
     animal = _choose(candidates, state)
     if animal is None or _is_cut(animal, box, grey.shape) or not _is_same(animal, state):
         return None
-    state = replace(state, previous=grey, heat=heat, followed_frames=state.followed_frames + 1)
-    state = _remembered(animal, grey, state)
+    state = _remembered(animal, grey, state, previous=grey, heat=heat, followed_frames=state.followed_frames + 1)
     return _sighting(animal, state), state
 
 
@@ -175,7 +176,7 @@ def _searched(pixels: Image, state: LocateState) -> tuple[Sighting, LocateState]
 
 def _around(state: LocateState) -> Box:
     """The part of the search picture that the animal can have reached since it was last seen."""
-    reach = REACH * float(np.sqrt(state.area))
+    reach = REACH * math.sqrt(state.area)
     (x, y), (height, width) = state.place, state.previous.shape
     rows = slice(max(0, round(y - reach)), min(height, round(y + reach) + 1))
     return rows, slice(max(0, round(x - reach)), min(width, round(x + reach) + 1))
@@ -214,7 +215,7 @@ def _signs(state: LocateState) -> tuple[int, ...]:
 
 def _nearness(blob: Blob, place: tuple[float, float], area: float) -> float:
     """1 at a place, 0 far from it; `area` is the square of the yardstick."""
-    if np.isnan(place[0]):
+    if math.isnan(place[0]):
         return 0.0
     squared = ((blob.x - place[0]) ** 2 + (blob.y - place[1]) ** 2) / area
     return float(np.exp(-squared / 2))
@@ -293,8 +294,11 @@ def _is_same(animal: Blob, state: LocateState) -> bool:
     return _is_alike(animal, state) and _nearness(animal, state.place, state.area) > SAME_NEARNESS
 
 
-def _remembered(animal: Blob, grey: Grey, state: LocateState) -> LocateState:
-    """The state after a sighting: who leaves its place, and leaves it bare, has moved, and earns credit."""
+def _remembered(animal: Blob, grey: Grey, state: LocateState, **seen: Any) -> LocateState:
+    """The state after a sighting: who leaves its place, and leaves it bare, has moved, and earns credit.
+
+    `seen` are fields that the picture itself has changed; one copy of a state is cheaper than two.
+    """
     place = (animal.x, animal.y)
     alike, same = _is_alike(animal, state), _is_same(animal, state)
     trusted = same and state.home == state.place
@@ -302,7 +306,7 @@ def _remembered(animal: Blob, grey: Grey, state: LocateState) -> LocateState:
         trusted = trusted or _nearness(animal, state.home, state.area) > SAME_NEARNESS
     anchor, credit, polarity = state.anchor if same else place, state.credit * FORGET, state.polarity
     earned = LIFE_CREDIT * max(0.0, 2 * _life(animal) - 1) if same else 0.0
-    if np.hypot(animal.x - anchor[0], animal.y - anchor[1]) > TRAVEL * np.sqrt(state.area):
+    if np.hypot(animal.x - anchor[0], animal.y - anchor[1]) > TRAVEL * math.sqrt(state.area):
         column, row = round(anchor[0]), round(anchor[1])
         if animal.sign * (float(grey[row, column]) - state.background[row, column]) < state.threshold:
             anchor, earned, trusted = place, CREDIT, True
@@ -316,6 +320,7 @@ def _remembered(animal: Blob, grey: Grey, state: LocateState) -> LocateState:
     where[animal.box] = animal.mask
     state = replace(
         state,
+        **seen,
         proven=state.proven or credit > CONFIRMED,
         place=place,
         home=home,

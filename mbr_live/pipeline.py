@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,31 +28,40 @@ from mbr_live.kinematics import Channels, KinematicState, columns, kinematics
 from mbr_live.silhouette import silhouette
 from mbr_live.types import NOT_FOUND, TICK_NS, UNKNOWN, Decision, Frame, Image, Sighting, Status
 
+Features = NDArray[np.float32]
+"""What the temporal network takes of one frame, float32 [D + M]."""
+
+
+@dataclass(frozen=True, slots=True)
+class SightState:
+    """What one camera remembers of its pictures. Nothing in it depends on a network."""
+
+    locate: locate.LocateState = field(default_factory=locate.initial_state)
+    blind: BlindState = field(default_factory=BlindState)
+    kinematics: KinematicState = field(default_factory=KinematicState)
+    known_index: int = -1  # the last tick that had features; -1: none yet
+
 
 @dataclass(frozen=True, slots=True)
 class LaneState:
     """All that one camera remembers between two frames."""
 
     last_index: int  # -1 before the first frame
-    locate: locate.LocateState
+    sight: SightState
     temporal: NDArray[np.float32]  # [S]
     features: NDArray[np.float32] | None  # [D + M] of the last frame that had some; None after a reset
-    kinematics: KinematicState
     rules: tuple[RuleState, ...]  # [K]
     steps: int  # steps of the temporal network since the reset; counts up to the warm-up only
     unknown_frames: int  # length of the unknown stretch that ends at this moment
-    blind: BlindState
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What one picture shows, and what is to be remembered of it."""
+    """What one frame shows, and what is to be remembered of it. Its pixels are not kept."""
 
-    sighting: Sighting
-    status: Status
-    locate: locate.LocateState
-    blind: BlindState
-    kinematics: KinematicState
+    decision: Decision  # without probabilities and labels
+    origin_ns: int  # capture time of tick 0
+    after: SightState
     crop: Image | None = None  # None where the bundle has no feature network, or there are no features to be had
     channels: Channels | None = None  # [M]; None where it takes no kinematics, or there are none to be had
 
@@ -89,15 +98,13 @@ class Pipeline:
         """The state of a lane before its first frame, or after a restart that follows tick `last_index`."""
         temporal = np.zeros(self.manifest.state_size, np.float32)
         fresh = fresh_rule_states(self._rules)
-        return LaneState(
-            last_index, locate.initial_state(), temporal, None, KinematicState(), fresh, 0, 0, BlindState()
-        )
+        return LaneState(last_index, SightState(), temporal, None, fresh, 0, 0)
 
     def window_px(self, camera: str, state: LaneState) -> int | None:
         """Side of the crop window: the camera's own if it was given, else the bundle's, else as found from the frames;
         None while not found yet.
         """
-        return self._window_of(camera, state.locate)
+        return self._window_of(camera, state.sight.locate)
 
     def _window_of(self, camera: str, located: locate.LocateState) -> int | None:
         return self._window_px.get(camera) or self.manifest.window_px or locate.window_px(located)
@@ -108,8 +115,57 @@ class Pipeline:
         """Take at most one frame per lane; return their decisions, gaps first, and the next state of every lane.
 
         A frame must lie after the last one of its lane; ticks between the two become one gap decision.
+
+        `see`, `features` and `label` are its three parts, for whoever runs them apart: pictures of several lanes can
+        be seen at the same time, and the next picture of a lane while the networks are at the last one.
         """
-        looks, after = self.look(frames, states)
+        seen = [self.see(frame, states[frame.camera].sight) for frame in frames]
+        return self.label(seen, self.features(seen), states)
+
+    def see(self, frame: Frame, state: SightState) -> Seen:
+        """Is there a picture, and an animal in it? Needs no network and no other lane; may run in any thread."""
+        blind, looked = is_blind(frame.pixels, state.blind)
+        if blind:
+            return self._seen(frame, NOT_FOUND, Status.BLIND, replace(state, blind=looked))
+        sighting, located = locate.locate(frame.pixels, state.locate)
+        state = replace(state, locate=located, blind=looked)
+        if not sighting.found:
+            return self._seen(frame, sighting, Status.LOST, state)
+        window_px = self._window_of(frame.camera, located)
+        if window_px is None:
+            return self._seen(frame, sighting, Status.WARMUP, state)
+        crop, channels, moved = None, None, state.kinematics
+        if self.manifest.feature_dim:
+            crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)
+        if self.manifest.kinematics:
+            if frame.index - state.known_index > self.manifest.max_gap_frames + 1:
+                moved = KinematicState()  # the lane has been reset since
+            every, moved = kinematics(silhouette(frame.pixels, sighting, located, window_px), moved)
+            channels = every[self._channels]
+        after = replace(state, kinematics=moved, known_index=frame.index)
+        return replace(self._seen(frame, sighting, Status.OK, after), crop=crop, channels=channels)
+
+    def _seen(self, frame: Frame, sighting: Sighting, status: Status, after: SightState) -> Seen:
+        decision = Decision(
+            frame.camera, frame.index, frame.source_frame, frame.time_ns, status,
+            sighting.x_px, sighting.y_px, (), self._unknown,
+        )  # fmt: skip
+        return Seen(decision, frame.origin_ns, after)
+
+    def features(self, seen: Sequence[Seen]) -> list[Features | None]:
+        """What the temporal network takes, [D + M] each; None where there is none to be had. The pictures may be of
+        any lanes, and of the same lane."""
+        known = [each for each in seen if each.decision.status is Status.OK]
+        crops = [each.crop for each in known if each.crop is not None]
+        channels = [each.channels for each in known if each.channels is not None]
+        rows = iter(self._inputs(crops, channels) if known else ())
+        return [next(rows) if each.decision.status is Status.OK else None for each in seen]
+
+    def label(
+        self, seen: Sequence[Seen], features: Sequence[Features | None], states: Mapping[str, LaneState]
+    ) -> tuple[list[Decision], dict[str, LaneState]]:
+        """What `step` does after the features: at most one frame per lane, in order."""
+        looks, after = self.look(seen, features, states)
         stepped = self._stepped(looks, after)
         decisions: list[Decision] = []
         for look in looks:
@@ -119,22 +175,19 @@ class Pipeline:
             decisions.append(decision)
         return decisions, after
 
-    def look(self, frames: Sequence[Frame], states: Mapping[str, LaneState]) -> tuple[list[Look], dict[str, LaneState]]:
-        """What `step` does before the temporal network: where is the animal, and what are its features?"""
+    def look(
+        self, seen: Sequence[Seen], features: Sequence[Features | None], states: Mapping[str, LaneState]
+    ) -> tuple[list[Look], dict[str, LaneState]]:
+        """What `label` does before the temporal network: account for gaps, and remember what was seen."""
         after = dict(states)
-        seen: dict[str, Seen] = {}
         gaps: list[Look] = []
-        for frame in frames:
-            gap, state = self.gap(frame.camera, frame.index, frame.origin_ns, after[frame.camera])
-            gaps += [Look(decision, None, state.features is not None) for decision in gap]
-            seen[frame.camera], after[frame.camera] = self._sight(frame, state), state
-        found = self._features(seen)
         looks: list[Look] = []
-        for frame in frames:
-            picture, features = seen[frame.camera], found.get(frame.camera)
-            state = self._remember(frame.index, picture, features, after[frame.camera])
-            looks.append(Look(self._undecided(frame, picture), features, state.features is not None))
-            after[frame.camera] = state
+        for each, row in zip(seen, features, strict=True):
+            camera, index = each.decision.camera, each.decision.index
+            gap, state = self.gap(camera, index, each.origin_ns, after[camera])
+            gaps += [Look(decision, None, state.features is not None) for decision in gap]
+            after[camera] = state = self._remember(index, each, row, state)
+            looks.append(Look(each.decision, row, state.features is not None))
         return gaps + looks, after
 
     def label_stretch(self, looks: Sequence[Look]) -> list[Decision]:
@@ -170,38 +223,6 @@ class Pipeline:
         gap = Decision(camera, first, UNKNOWN, time_ns, Status.GAP, nan, nan, (), self._unknown, ticks)
         return [gap], replace(state, last_index=until - 1)
 
-    def _sight(self, frame: Frame, state: LaneState) -> Seen:
-        """Is there a picture, and an animal in it?"""
-        blind, looked = is_blind(frame.pixels, state.blind)
-        if blind:
-            return Seen(NOT_FOUND, Status.BLIND, state.locate, looked, state.kinematics)
-        sighting, located = locate.locate(frame.pixels, state.locate)
-        if not sighting.found:
-            return Seen(sighting, Status.LOST, located, looked, state.kinematics)
-        window_px = self._window_of(frame.camera, located)
-        if window_px is None:
-            return Seen(sighting, Status.WARMUP, located, looked, state.kinematics)
-        crop, channels, moved = None, None, state.kinematics
-        if self.manifest.feature_dim:
-            crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)
-        if self.manifest.kinematics:
-            every, moved = kinematics(silhouette(frame.pixels, sighting, located, window_px), moved)
-            channels = every[self._channels]
-        return Seen(sighting, Status.OK, located, looked, moved, crop, channels)
-
-    def _undecided(self, frame: Frame, seen: Seen) -> Decision:
-        return Decision(
-            frame.camera, frame.index, frame.source_frame, frame.time_ns, seen.status,
-            seen.sighting.x_px, seen.sighting.y_px, (), self._unknown,
-        )  # fmt: skip
-
-    def _features(self, seen: Mapping[str, Seen]) -> dict[str, NDArray[np.float32]]:
-        """What the temporal network takes, [D + M], per lane that has it."""
-        cameras = [camera for camera, each in seen.items() if each.status is Status.OK]
-        crops = [each.crop for each in seen.values() if each.crop is not None]
-        channels = [each.channels for each in seen.values() if each.channels is not None]
-        return dict(zip(cameras, self._inputs(crops, channels), strict=True)) if cameras else {}
-
     def _inputs(self, crops: Sequence[Image], channels: Sequence[Channels]) -> NDArray[np.float32]:
         """Of lanes that have crops, channels or both, as the bundle wants them: [B, D + M]."""
         if not channels:
@@ -212,11 +233,8 @@ class Pipeline:
 
     def _remember(self, index: int, seen: Seen, features: NDArray[np.float32] | None, state: LaneState) -> LaneState:
         if features is None:
-            return replace(self._pass_unknown(state), last_index=index, locate=seen.locate, blind=seen.blind)
-        return replace(
-            state, last_index=index, locate=seen.locate, blind=seen.blind, kinematics=seen.kinematics,
-            features=features, unknown_frames=0,
-        )  # fmt: skip
+            return replace(self._pass_unknown(state), last_index=index, sight=seen.after)
+        return replace(state, last_index=index, sight=seen.after, features=features, unknown_frames=0)
 
     def _stepped(
         self, looks: Sequence[Look], states: Mapping[str, LaneState]
@@ -249,7 +267,7 @@ class Pipeline:
             return replace(state, unknown_frames=unknown)
         if unknown > self.manifest.max_gap_frames:
             fresh = self.start(state.last_index)
-            return replace(fresh, locate=state.locate, unknown_frames=unknown, blind=state.blind)
+            return replace(fresh, sight=state.sight, unknown_frames=unknown)
         if not self.manifest.causal:
             return replace(state, unknown_frames=unknown)
         _, temporal = self._engine.step(state.features[None], state.temporal[None])
@@ -259,7 +277,7 @@ class Pipeline:
 class Hindsight:
     """Labels one camera with a bundle that looks ahead: ticks are held back until their stretch has ended.
 
-    It looks as `Pipeline.step` does and decides by the same rules; only the temporal network sees what comes later.
+    It sees as `Pipeline.step` does and decides by the same rules; only the temporal network sees what comes later.
     Needs memory for the features of the longest stretch.
     """
 
@@ -267,11 +285,11 @@ class Hindsight:
         self._pipeline = pipeline
         self._held: list[Look] = []
 
-    def step(
-        self, frames: Sequence[Frame], states: Mapping[str, LaneState]
+    def label(
+        self, seen: Sequence[Seen], features: Sequence[Features | None], states: Mapping[str, LaneState]
     ) -> tuple[list[Decision], dict[str, LaneState]]:
-        """As `Pipeline.step`, for frames of one camera, but the decisions come when their stretch has ended."""
-        looks, after = self._pipeline.look(frames, states)
+        """As `Pipeline.label`, for frames of one camera, but the decisions come when their stretch has ended."""
+        looks, after = self._pipeline.look(seen, features, states)
         decisions: list[Decision] = []
         for look in looks:
             self._held.append(look)

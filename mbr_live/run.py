@@ -39,12 +39,12 @@ class System:
         """
         bundle = load_bundle(config.bundle)
         check_live(bundle)
+        self._keys = load_keys(config.wire.keys)
         if config.engine == "auto":
             # Measured before inference starts, which is waited for only so long. The supervisor needs no engine else.
             from mbr_live.engine_choice import choose
 
             choose(bundle)
-        self._keys = load_keys(config.wire.keys)
         self.config = config
         self._given_up: list[Child] = []
         config.out.mkdir(parents=True, exist_ok=True)

@@ -268,15 +268,21 @@ def free_endpoint() -> str:
 def _socket(
     kind: zmq.SocketType, *, queue: int, linger_ms: int = 0, context: zmq.Context[zmq.Socket[bytes]] | None = None
 ) -> zmq.Socket[bytes]:
-    """A socket with bounded queues that notices a half-open connection within seconds."""
+    """A socket with bounded queues that notices a half-open connection within seconds.
+
+    By the keep-alive of TCP, not by the heartbeats of ZeroMQ: libzmq (4.3.5) cannot read those while a queue is full,
+    takes the peer for dead, and may abort the process.
+    """
     socket = (context or zmq.Context.instance()).socket(kind)
     for option, value in (
         (zmq.SNDHWM, queue),
         (zmq.RCVHWM, queue),
         (zmq.LINGER, linger_ms),
-        (zmq.HEARTBEAT_IVL, 1000),
-        (zmq.HEARTBEAT_TIMEOUT, 3000),
-        (zmq.HEARTBEAT_TTL, 3000),
+        (zmq.TCP_KEEPALIVE, 1),
+        (zmq.TCP_KEEPALIVE_IDLE, 2),
+        (zmq.TCP_KEEPALIVE_INTVL, 1),
+        (zmq.TCP_KEEPALIVE_CNT, 3),
+        (zmq.TCP_MAXRT, 15_000),  # ms, for a peer that vanishes with data on the way to it
     ):
         socket.setsockopt(option, value)
     return socket

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch", reason="training is not installed: pip inst
 
 from mbr_live import openvino_engine  # noqa: E402
 from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, TEMPORAL, Bundle, load_bundle, write_bundle  # noqa: E402
-from mbr_live.calibrate import Given, cost_of, label  # noqa: E402
+from mbr_live.calibrate import Given, Labelled, cost_of, label  # noqa: E402
 from mbr_live.engine import Engine  # noqa: E402
 from mbr_live.engine_choice import engine_of, gpu_precision, kind_of  # noqa: E402
 from mbr_live.engine_parity import limits, parity, passes, probe  # noqa: E402
@@ -155,13 +155,18 @@ MOST_DIFFERENT = {"f32": 0.0, "bf16": 0.02, "int8": 0.05}
 """Share of the frames of a recording whose label may differ from that of openvino-f32."""
 
 
-def test_labels_of_a_recording(engine: Engine, int8_bundle: Bundle, box_video: Path) -> None:
-    given = [Given("box", (box_video,))]
-    exact, found = (
-        label(given[0], int8_bundle, each, lambda what, done: None, "labels")
-        for each in (engine_of(int8_bundle, "openvino-f32"), engine)
-    )
-    cost = cost_of(int8_bundle.manifest.behaviour_names, given, [exact], [found])
+@pytest.fixture(scope="module")
+def exact(int8_bundle: Bundle, box_video: Path) -> Labelled:
+    return labelled(int8_bundle, engine_of(int8_bundle, "openvino-f32"), box_video)
+
+
+def labelled(bundle: Bundle, engine: Engine, video: Path) -> Labelled:
+    return label(Given("box", (video,)), bundle, engine, lambda what, done: None, "labels")
+
+
+def test_labels_of_a_recording(engine: Engine, int8_bundle: Bundle, box_video: Path, exact: Labelled) -> None:
+    found = labelled(int8_bundle, engine, box_video)
+    cost = cost_of(int8_bundle.manifest.behaviour_names, [Given("box", (box_video,))], [exact], [found])
     assert cost.frames == len(found.source_frames) > 60
     assert cost.labels_differ <= MOST_DIFFERENT[engine.name.split()[-1]]
     assert found.labels.max() == 1

@@ -185,15 +185,15 @@ def test_lanes_do_not_touch_each_other(pipeline: Pipeline, frames: list[Frame]) 
 
 def test_a_long_gap_forgets_movement_and_a_blind_frame_changes_none(pipeline: Pipeline, frames: list[Frame]) -> None:
     *_, (_, state) = passed(pipeline, frames[:20])
-    assert state.kinematics.frames == 20
+    assert state.sight.kinematics.frames == 20
     dark = replace(frames[20], pixels=np.zeros_like(frames[20].pixels))
     decision, blind = next(passed(pipeline, [dark], state))
-    assert decision.status is Status.BLIND and blind.kinematics is state.kinematics
+    assert decision.status is Status.BLIND and blind.sight.kinematics is state.sight.kinematics
     longest = pipeline.manifest.max_gap_frames
     _, bridged = next(passed(pipeline, [replace(frames[20], index=20 + longest)], state))
-    assert bridged.kinematics.frames == 21
+    assert bridged.sight.kinematics.frames == 21
     _, reset = next(passed(pipeline, [replace(frames[20], index=21 + longest)], state))
-    assert reset.kinematics.frames == 1
+    assert reset.sight.kinematics.frames == 1
 
 
 def test_other_channels_than_are_computed(moves: Bundle) -> None:

@@ -23,7 +23,7 @@ from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, check_live, load_b
 from mbr_live.engine import Crops, Floats, windows  # noqa: E402
 from mbr_live.models import Trunk, TrunkConfig, export_onnx  # noqa: E402
 from mbr_live.openvino_engine import OpenVinoEngine  # noqa: E402
-from mbr_live.pipeline import Hindsight, LaneState, Pipeline, Seen  # noqa: E402
+from mbr_live.pipeline import Hindsight, Pipeline, Seen, SightState  # noqa: E402
 from mbr_live.preparation import stretches  # noqa: E402
 from mbr_live.run import System  # noqa: E402
 from mbr_live.simulate import Simulation  # noqa: E402
@@ -36,7 +36,7 @@ from mbr_live.temporal import (  # noqa: E402
     TransformerConfig,
     build_temporal,
 )
-from mbr_live.types import NOT_FOUND, Decision, Frame, MbrError, Status  # noqa: E402
+from mbr_live.types import UNKNOWN, Decision, Frame, MbrError, Status  # noqa: E402
 
 SHORT, LONG = range(100, 103), range(160, 172)  # dark pictures; max_gap_s of the bundles is half a second
 SECONDS = 26
@@ -199,7 +199,8 @@ def expected(video: Path, temporal: TemporalModel, bundle: Bundle) -> dict[int, 
     pipeline = Pipeline(bundle.manifest, OpenVinoEngine(bundle))
     state, features = pipeline.start(), {}
     for frame in sampled(VideoFile(video), "night"):
-        looks, states = pipeline.look([frame], {"night": state})
+        seen = [pipeline.see(frame, state.sight)]
+        looks, states = pipeline.look(seen, pipeline.features(seen), {"night": state})
         state = states["night"]
         if looks[-1].features is not None:
             features[frame.index] = looks[-1].features
@@ -320,7 +321,8 @@ def test_stretches_are_those_of_training(pattern: list[str], max_gap_frames: int
     for tick, kind in enumerate(pattern):
         if kind != "missing":
             picture = np.full((2, 2, 3), tick, np.uint8)
-            new, states = hindsight.step([Frame("a", tick, tick, tick, 0, picture)], {"a": state})
+            seen = [pipeline.see(Frame("a", tick, tick, tick, 0, picture), state.sight)]
+            new, states = hindsight.label(seen, pipeline.features(seen), {"a": state})
             state = states["a"]
             decisions += new
     decisions += hindsight.flush()
@@ -337,10 +339,12 @@ class _Told(Pipeline):
         super().__init__(described, engine)  # type: ignore[arg-type]
         self._pattern = pattern
 
-    def _sight(self, frame: Frame, state: LaneState) -> Seen:
-        if self._pattern[frame.index] == "lost":
-            return Seen(NOT_FOUND, Status.LOST, state.locate, state.blind, state.kinematics)
-        return Seen(NOT_FOUND, Status.OK, state.locate, state.blind, state.kinematics, frame.pixels)
+    def see(self, frame: Frame, state: SightState) -> Seen:
+        status = Status.LOST if self._pattern[frame.index] == "lost" else Status.OK
+        decision = Decision(
+            "a", frame.index, frame.source_frame, frame.time_ns, status, 0.0, 0.0, (), (UNKNOWN, UNKNOWN)
+        )
+        return Seen(decision, frame.origin_ns, state, frame.pixels if status is Status.OK else None)
 
 
 # Live.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -238,3 +240,43 @@ def oversized(endpoint: str) -> None:
                 socket.connect(endpoint)
                 socket.send_multipart([GOOD.model_dump_json().encode(), bytes(64 * 1024 * 1024)])
                 time.sleep(0.3)
+
+
+FILLS_THE_QUEUE = """
+import sys, time
+import numpy as np
+from mbr_live.types import Frame
+from mbr_live.wire import FrameSender
+
+sender, sent, until_s = FrameSender(sys.argv[1], "a", "a session"), 0, time.monotonic() + 1.5
+while time.monotonic() < until_s:
+    sent += sender.send(Frame("a", sent, sent, sent, 0, np.zeros((480, 640, 3), np.uint8)), 0)
+print(sent, flush=True)
+time.sleep(60)
+"""
+
+IS_BUSY_MEANWHILE = """
+import subprocess, sys, time
+from mbr_live.wire import FrameReceiver, free_endpoint
+
+endpoint, received = free_endpoint(), 0
+receiver = FrameReceiver(endpoint)
+sender = subprocess.Popen([sys.executable, sys.argv[1], endpoint], stdout=subprocess.PIPE)
+sent = int(sender.stdout.readline())
+sender.kill()
+time.sleep(2.5)  # longer than what libzmq would wait before it speaks to the dead
+while receiver.receive(0.5) is not None:
+    received += 1
+print(sent, received)
+"""
+
+
+def test_a_capture_that_dies_while_inference_is_behind(tmp_path: Path) -> None:
+    """What was queued is received; with the heartbeats of ZeroMQ the process aborts (libzmq issue 4364)."""
+    sender, receiver = tmp_path / "sender.py", tmp_path / "receiver.py"
+    sender.write_text(FILLS_THE_QUEUE)
+    receiver.write_text(IS_BUSY_MEANWHILE)
+    done = subprocess.run([sys.executable, receiver, sender], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    sent, received = map(int, done.stdout.split())
+    assert QUEUE_FRAMES <= received <= sent
