@@ -27,7 +27,7 @@ check: .venv/development
 
 .venv/development: .venv/bin/python pyproject.toml
 	@echo "installing the development tools and torch (about 5 GB, once)"
-	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,outputs,dev]'
 	@touch $@ .venv/run-time
 
 clean:

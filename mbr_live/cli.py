@@ -87,6 +87,14 @@ def infer(config: ConfigFile) -> None:
 
 
 @app.command()
+def output(config: ConfigFile) -> None:
+    """The output process: triggers on the labels of inference."""
+    from mbr_live import output as program
+
+    program.output(load_config(config))
+
+
+@app.command()
 def watch(
     endpoint: Annotated[str, typer.Option(help="Status address of the system.")] = "tcp://127.0.0.1:5602",
     minutes: Annotated[float, typer.Option(min=0.2, max=60, help="Length of the ethogram.")] = 3.0,

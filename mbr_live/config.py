@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mbr_live.trigger_config import Output, Trigger, Watchdog, anchored_output, anchored_trigger, check_names
 from mbr_live.types import MbrError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -109,6 +110,9 @@ class Config(_Section):
     bundle: Path = DEMO_BUNDLE
     wire: Wire = Wire()
     camera: Annotated[tuple[Camera, ...], Field(min_length=1, max_length=256)]
+    trigger: Annotated[tuple[Trigger, ...], Field(max_length=256)] = ()
+    output: Annotated[tuple[Output, ...], Field(max_length=64)] = ()
+    watchdog: Watchdog = Watchdog()
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -116,6 +120,8 @@ class Config(_Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"more than one camera is named {', '.join(twice)}")
+        timed = {camera.name: not isinstance(camera.source, VideoSource) for camera in self.camera}
+        check_names(timed, self.trigger, self.output)
         return self
 
     def camera_named(self, name: str) -> Camera:
@@ -153,7 +159,14 @@ def _anchored(config: Config, folder: Path) -> Config:
         else camera
         for camera in config.camera
     )
-    return config.model_copy(update={"out": folder / config.out, "bundle": folder / config.bundle, "camera": cameras})
+    anchored = {
+        "out": folder / config.out,
+        "bundle": folder / config.bundle,
+        "camera": cameras,
+        "trigger": tuple(anchored_trigger(trigger, folder) for trigger in config.trigger),
+        "output": tuple(anchored_output(output, folder) for output in config.output),
+    }
+    return config.model_copy(update=anchored)
 
 
 def _explained(path: Path, error: ValidationError) -> str:
@@ -163,5 +176,7 @@ def _explained(path: Path, error: ValidationError) -> str:
         key = ".".join(str(part) for part in mistake["loc"]) or "the file as a whole"
         what = "is not a key that this program knows" if mistake["type"] == "extra_forbidden" else mistake["msg"]
         found = "" if mistake["type"] in ("missing", "extra_forbidden") else f" (found {mistake['input']!r:.80})"
-        lines.append(f"{key}: {what}{found}")
+        if isinstance(mistake["input"], dict):
+            found = ""  # a whole table says nothing that the message does not
+        lines.append(f"{key}: {what.removeprefix('Value error, ')}{found}")
     return f"{path}: {'; '.join(lines)}. Mend the configuration; docs/configuration.md lists every key."

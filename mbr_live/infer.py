@@ -14,6 +14,7 @@ from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config
@@ -76,6 +77,14 @@ def infer(config: Config) -> None:
             service.serve(stop)
 
 
+class Timing(NamedTuple):
+    """When a frame was in memory, received and labelled; CLOCK_MONOTONIC."""
+
+    captured_ns: int
+    received_ns: int
+    labelled_ns: int
+
+
 class Lane:
     """One camera at the inference side: its state, its files and its figures."""
 
@@ -123,8 +132,8 @@ class Lane:
         """Append to the log; returns when the rows are in the file."""
         self._log.write(decision)
 
-    def note_timing(self, header: FrameHeader, received_ns: int) -> float:
-        """Keep how long the frame took from capture to the written label, in ms."""
+    def note_timing(self, header: FrameHeader, received_ns: int) -> Timing:
+        """Keep how long the frame took from capture to the written label."""
         now_ns = time.monotonic_ns()
         latency_ms = (now_ns - header.captured_ns) / 1e6
         append(
@@ -134,7 +143,7 @@ class Lane:
         self.latency.add(latency_ms)
         self.last_frame_s = now_ns / 1e9
         self._recent_s.append(self.last_frame_s)
-        return latency_ms
+        return Timing(header.captured_ns, received_ns, now_ns)
 
     def finish(self, end: End) -> list[Decision]:
         """Take the end of the session: account for the last ticks, which no frame will serve any more."""
@@ -260,7 +269,7 @@ class _Service:
             lane.write(decision)
             self._publish(decision, None)
 
-    def _publish(self, decision: Decision, latency_ms: float | None) -> None:
+    def _publish(self, decision: Decision, timing: Timing | None) -> None:
         found = not math.isnan(decision.x_px)
         self._publisher.publish(
             LabelMessage(
@@ -272,7 +281,11 @@ class _Service:
                 y_px=decision.y_px if found else None,
                 probabilities=list(decision.probabilities),
                 labels=list(decision.labels),
-                latency_ms=latency_ms,
+                latency_ms=(timing.labelled_ns - timing.captured_ns) / 1e6 if timing else None,
+                time_ns=decision.time_ns,
+                captured_ns=timing.captured_ns if timing else None,
+                received_ns=timing.received_ns if timing else None,
+                labelled_ns=timing.labelled_ns if timing else None,
             )
         )
 

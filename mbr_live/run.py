@@ -14,9 +14,11 @@ from pathlib import Path
 
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config, Loss, VideoSource, Wire
+from mbr_live.output import STATUS_FILE, read_output_status
 from mbr_live.processes import RESTARTS_PER_MINUTE, Child, Stop, stop_all, stop_signal
 from mbr_live.sinks import LABELS_SUFFIX
 from mbr_live.sources import VideoFile
+from mbr_live.trigger_rules import trigger_rules
 from mbr_live.types import MbrError
 from mbr_live.wire import StatusSubscriber, free_endpoint
 
@@ -36,7 +38,9 @@ class System:
 
         Raises MbrError, and writes nothing, where the bundle is not one that live can use.
         """
-        check_live(load_bundle(config.bundle))
+        bundle = load_bundle(config.bundle)
+        check_live(bundle)
+        trigger_rules(config, bundle.manifest.behaviour_names)
         self.config = config
         self._given_up: list[Child] = []
         config.out.mkdir(parents=True, exist_ok=True)
@@ -56,12 +60,18 @@ class System:
             for camera in config.camera
         ]
 
+        # Its own process: what triggers do must not hold up labels.
+        output = Child("output", ("output", str(self.config_path)), logs / "output.log", restarts_per_minute)
+        self.outputs = [output] if config.trigger else []
+
     def __enter__(self) -> System:
         self.inference.start()
         try:
             self._wait_until_ready()
+            for child in self.outputs:
+                self._start_output(child)
         except BaseException:
-            stop_all([self.inference], STOP_WITHIN_S)
+            self._stop_services()
             raise
         for child in self.captures:
             child.start()
@@ -69,7 +79,24 @@ class System:
 
     def __exit__(self, *_: object) -> None:
         stop_all(self.captures, STOP_WITHIN_S)
+        self._stop_services()
+
+    def _stop_services(self) -> None:
         stop_all([self.inference], STOP_WITHIN_S)
+        stop_all(self.outputs, STOP_WITHIN_S)
+
+    def _start_output(self, child: Child) -> None:
+        (self.config.out / STATUS_FILE).unlink(missing_ok=True)  # an output that cannot be reached is an error now
+        child.start()
+        deadline_s = time.monotonic() + READY_WITHIN_S
+        while time.monotonic() < deadline_s:
+            if child.exit_code is not None:
+                raise MbrError(child.last_words() or "the output process ended at once without a word.")
+            status = read_output_status(self.config.out)
+            if status is not None and status.pid == child.pid:
+                return
+            time.sleep(_LOOK_EVERY_S)
+        raise MbrError(f"the output process was not ready within {READY_WITHIN_S:.0f} s. See {child.log}.")
 
     def _wait_until_ready(self) -> None:
         deadline_s = time.monotonic() + READY_WITHIN_S
@@ -84,7 +111,7 @@ class System:
 
     def look_after(self) -> None:
         """Restart what died; call it often."""
-        for child in (self.inference, *self.captures):
+        for child in (self.inference, *self.captures, *self.outputs):
             if child.revive(time.monotonic()):
                 _log.warning("%s had died and was restarted (%d times so far)", child.name, child.restarts)
             elif child.failed and child not in self._given_up:
