@@ -27,7 +27,7 @@ class MqttMessages:
         self._username, self._password, self._tls = username, password, tls
         self._client: mqtt.Client | None = None
         self._why = ""
-        self._waiting: tuple[str, mqtt.MQTTMessageInfo] | None = None  # paho itself sends it again after a reconnect
+        self._waiting: tuple[str, mqtt.MQTTMessageInfo] | None = None  # after a reconnect paho itself sends it again
 
     def open(self) -> None:
         if self._client is not None:
@@ -67,18 +67,16 @@ class MqttMessages:
             client.publish(f"{self._topic}/status", "online", qos=1, retain=True)
 
     def send(self, message: TriggerMessage) -> bool:
-        if self._client is None:
-            raise DeliveryError("not connected")
+        if self._client is None or not self._client.is_connected():
+            raise DeliveryError(f"not connected to the broker {self._host}:{self._port}")
         if self._waiting is None or self._waiting[0] != message.id:
             topic = f"{self._topic}/{message.camera}/{message.trigger}"
-            self._waiting = (message.id, self._client.publish(topic, message.model_dump_json(), qos=1))
-        try:
-            self._waiting[1].wait_for_publish(CONFIRM_WITHIN_S)
-            confirmed = self._waiting[1].is_published()
-        except (RuntimeError, ValueError):  # no connection: paho keeps the message and sends it when there is one
-            time.sleep(0.2)
-            confirmed = self._waiting[1].is_published()
-        if not confirmed:
+            info = self._client.publish(topic, message.model_dump_json(), qos=1)
+            if info.rc != mqtt.MQTT_ERR_SUCCESS:
+                raise DeliveryError(mqtt.error_string(info.rc))
+            self._waiting = (message.id, info)
+        self._waiting[1].wait_for_publish(CONFIRM_WITHIN_S)
+        if not self._waiting[1].is_published():
             raise DeliveryError(f"the broker {self._host}:{self._port} has not confirmed it")
         self._waiting = None
         return True

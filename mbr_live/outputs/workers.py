@@ -154,9 +154,16 @@ class LineWorker:
     def _hold(self, *, confirm: bool) -> bool:
         """Tell the line what the leases say of it now."""
         self._reopen()
-        left_ns = max(self._leases.values(), default=0) - time.monotonic_ns()
         self._told_ns = time.monotonic_ns()
-        return self._outlet.hold(max(0, left_ns) / _NS, confirm=confirm)
+        left_ns = max(self._leases.values(), default=0) - self._told_ns
+        try:
+            return self._outlet.hold(max(0, left_ns) / _NS, confirm=confirm)
+        except DeliveryError:
+            raise
+        except Exception as error:
+            # What a driver of somebody else throws must not end the thread: it is what brings the line down again.
+            _log.exception("output %s", self.name)
+            raise DeliveryError(f"{type(error).__name__}: {error}") from error
 
     def _reopen(self) -> None:
         if time.monotonic() < self._reopen_at_s:
@@ -243,12 +250,22 @@ class MessageWorker:
             else:
                 self._changed.wait_for(lambda: False, min(seconds, 0.5))
 
-    def _try(self, message: TriggerMessage, attempts: int) -> Delivery | None:
-        """What became of the message; None when it is to be tried again."""
+    def _send(self, message: TriggerMessage) -> tuple[int, bool]:
         try:
             self._messenger.open()
             sent_ns = time.monotonic_ns()
-            confirmed = self._messenger.send(message)
+            return sent_ns, self._messenger.send(message)
+        except (DeliveryError, MbrError):
+            raise
+        except Exception as error:
+            # What a library of somebody else throws must not end the thread, and with it all that waits.
+            _log.exception("output %s", self.name)
+            raise DeliveryError(f"{type(error).__name__}: {error}") from error
+
+    def _try(self, message: TriggerMessage, attempts: int) -> Delivery | None:
+        """What became of the message; None when it is to be tried again."""
+        try:
+            sent_ns, confirmed = self._send(message)
         except (DeliveryError, MbrError) as error:
             if not self.error:
                 _log.warning("output %s: %s", self.name, error)
