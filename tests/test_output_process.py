@@ -9,10 +9,15 @@ import time
 from contextlib import closing
 from pathlib import Path
 
-from trigger_rig import Labels, listening, outcomes, output_process, receipts, rig_config, trigger, wait_for
+from live import mbr_live
+from test_outputs import http_server
+from trigger_rig import Labels, listening, outcomes, output_process, ready, receipts, rig_config, trigger, wait_for
 
 from mbr_live.outputs.simulated_box import SimulatedBox
-from mbr_live.trigger_config import SerialOutput
+from mbr_live.processes import EXIT_USER_ERROR, Child
+from mbr_live.run import System
+from mbr_live.sinks import read_labels
+from mbr_live.trigger_config import SerialOutput, WebhookOutput
 
 STALE_NS = 250_000_000
 SAFE_WITHIN_NS = 300_000_000
@@ -119,3 +124,96 @@ def test_a_killed_output_leaves_the_box_low_and_repeats_nothing(tmp_path: Path) 
     ]
     assert sorted(trials) == [("lamp", "1"), ("lamp", "2"), ("stim", "1"), ("stim", "2")]
     assert json.loads((config.out / "cage.triggers.json").read_text())["restarts"] == 1
+
+
+def test_what_a_receiver_missed_is_delivered_by_the_next_process_and_nothing_twice(tmp_path: Path) -> None:
+    posts: list[str] = []
+    with SimulatedBox() as box, http_server() as server:
+        hook = WebhookOutput(kind="webhook", name="hook", url=f"http://127.0.0.1:{server.server_port}/", timeout_s=0.5)
+        config = rig_config(tmp_path, [trigger([line(box), hook])], [line(box), hook])
+        server.answers[:] = [503] * 1000
+        with closing(Labels(config)) as labels:
+            with output_process(config) as child:
+                listening(config, labels)
+                labels.play([0, 1, 0, 1, 0])
+                assert child.pid is not None
+                os.kill(child.pid, signal.SIGKILL)
+                child.wait(5)
+            assert ("confirmed", "on", "laser", "") in outcomes(config)
+            assert not any(row["output"] == "hook" for row in receipts(config))
+            server.answers.clear()
+            server.posts.clear()
+            with output_process(config):
+                wait_for(lambda: outcomes(config).count(("confirmed", "off", "hook", "")) == 2, "the outbox to empty")
+            posts = [key for key, *_ in server.posts]
+        assert len(box.highs(1)) == 2  # a pulse is never repeated
+    assert [key.split("/", 1)[1].rpartition("/")[0] for key in posts] == [
+        "cage/stim/1/on", "cage/stim/1/off", "cage/stim/2/on", "cage/stim/2/off",
+    ]  # fmt: skip
+    assert sum(row["what"] == "decided" for row in receipts(config)) == 4
+
+
+def test_receipts_of_another_session_are_refused(tmp_path: Path) -> None:
+    with SimulatedBox() as box:
+        config = rig_config(tmp_path, [trigger([line(box)])], [line(box)])
+        with closing(Labels(config)) as labels, output_process(config):
+            listening(config, labels)
+            labels.play([0, 1, 0])
+        (tmp_path / "cage.labels.csv").unlink()
+        with output_process(config) as child:
+            assert child.exit_code == EXIT_USER_ERROR
+        assert "they are not of the same session" in child.last_words()
+
+
+def test_killed_inference_and_killed_output_in_a_whole_system(tmp_path: Path) -> None:
+    with SimulatedBox() as box:
+        outputs = (line(box),)
+        config = rig_config(
+            tmp_path, [trigger(outputs, all=(), none=("grooming",), when="while", max_on_s=60)], outputs
+        )
+        with System(config) as system:
+            (output,) = system.outputs
+            wait_for(lambda: held(box), "the trigger to come on", 90)
+            kill(system.inference)
+            killed_ns = time.monotonic_ns()
+            wait_for(lambda: not box.is_high(1), "the line to fall")
+            assert box.highs(1)[-1][1] - killed_ns <= SAFE_WITHIN_NS
+            wait_for(lambda: ("decided", "off", "", "stale") in outcomes(config), "the decision")
+            wait_for(lambda: revived(system), "inference to come back")
+            kill(output)
+            wait_for(lambda: revived(system), "the output process to come back")
+            wait_for(lambda: ready(config, output), "it to be at work")
+            assert (output.restarts, system.inference.restarts) == (1, 1)
+        assert not box.is_high(1)
+
+
+def kill(child: Child) -> None:
+    assert child.pid is not None
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait(5)
+
+
+def held(box: SimulatedBox) -> bool:
+    """Whether line 1 has been high for longer than a lease."""
+    return box.is_high(1) and box.highs(1)[-1][1] - box.highs(1)[-1][0] > 0.6e9
+
+
+def revived(system: System) -> bool:
+    system.look_after()
+    return all(child.pid is not None for child in (system.inference, *system.outputs))
+
+
+def test_run_names_an_output_that_cannot_be_used_before_anything_is_labelled(tmp_path: Path) -> None:
+    outputs = [SerialOutput(kind="serial", name="laser", port="/dev/nowhere", line=1)]
+    config = rig_config(tmp_path, [trigger(outputs)], outputs)
+    done = mbr_live("run", config.out / "system.json", "--plain")
+    assert done.returncode == EXIT_USER_ERROR
+    assert "output laser: the serial port /dev/nowhere cannot be opened" in done.stderr
+    assert list(read_labels(config.out / "cage.labels.csv")) == []
+
+
+def test_run_names_a_behaviour_that_the_bundle_does_not_have(tmp_path: Path) -> None:
+    config = rig_config(tmp_path, [trigger([], all=("grooming", "flying"))], [])
+    done = mbr_live("run", config.out / "system.json", "--plain")
+    assert done.returncode == EXIT_USER_ERROR
+    assert "trigger stim: the bundle has no behaviour flying, only grooming, rearing" in done.stderr
