@@ -19,9 +19,10 @@ from typing import NamedTuple
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config
 from mbr_live.engine import OpenVinoEngine
+from mbr_live.keys import load_keys
 from mbr_live.latency import LatencyHistogram
 from mbr_live.pipeline import LaneState, Pipeline
-from mbr_live.processes import Stop, stop_signal
+from mbr_live.processes import Stop, notify, stop_signal
 from mbr_live.sinks import (
     BOUTS_SUFFIX,
     LABELS_SUFFIX,
@@ -37,7 +38,17 @@ from mbr_live.sinks import (
 )
 from mbr_live.status import CameraStatus, LabelMessage, Liveness, SystemStatus
 from mbr_live.types import RATE_FPS, Decision
-from mbr_live.wire import BadMessage, End, FrameHeader, FrameReceiver, Header, Heartbeat, StatusPublisher, frame_of
+from mbr_live.wire import (
+    BadMessage,
+    End,
+    FrameHeader,
+    FrameReceiver,
+    Header,
+    Heartbeat,
+    StatusPublisher,
+    frame_of,
+    own_clock,
+)
 
 TIMINGS_SUFFIX = ".timings.csv"
 TIMINGS_HEADER = "frame,capture_to_receive_ms,capture_to_label_ms"
@@ -55,14 +66,15 @@ def infer(config: Config) -> None:
     """Label what the cameras of `config` send, until told to stop and every camera has ended or fallen silent."""
     bundle = load_bundle(config.bundle)
     check_live(bundle)
+    keys = load_keys(config.wire.keys)
     config.out.mkdir(parents=True, exist_ok=True)
     engine = OpenVinoEngine(bundle)
     windows = {camera.name: camera.window_px for camera in config.camera if camera.window_px is not None}
     pipeline = Pipeline(bundle.manifest, engine, windows)
     with ExitStack() as stack:
         # Sockets first: an address in use must leave no files behind.
-        receiver = stack.enter_context(closing(FrameReceiver(config.wire.frames)))
-        publisher = stack.enter_context(closing(StatusPublisher(config.wire.status)))
+        receiver = stack.enter_context(closing(FrameReceiver(config.wire.frames, keys)))
+        publisher = stack.enter_context(closing(StatusPublisher(config.wire.status, keys)))
         template = RunManifest(
             recording="", mode="live", exit_status="running", started=datetime.now(UTC).isoformat(),
             bundle=bundle.manifest.name, bundle_sha256=bundle.sha256, engine=engine.name, versions=versions(),
@@ -78,11 +90,16 @@ def infer(config: Config) -> None:
 
 
 class Timing(NamedTuple):
-    """When a frame was in memory, received and labelled; CLOCK_MONOTONIC."""
+    """When a frame was in memory, received and labelled; CLOCK_MONOTONIC of this machine."""
 
-    captured_ns: int
+    captured_ns: int | None  # None where that cannot be known, since it was captured by the clock of another machine
     received_ns: int
     labelled_ns: int
+
+    @property
+    def latency_ms(self) -> float | None:
+        """From capture to label."""
+        return None if self.captured_ns is None else (self.labelled_ns - self.captured_ns) / 1e6
 
 
 class Lane:
@@ -135,14 +152,17 @@ class Lane:
     def note_timing(self, header: FrameHeader, received_ns: int) -> Timing:
         """Keep how long the frame took from capture to the written label."""
         now_ns = time.monotonic_ns()
+        self.last_frame_s = now_ns / 1e9
+        self._recent_s.append(self.last_frame_s)
+        if header.clock != own_clock():
+            append(self._timings, f"{header.index},,\n")
+            return Timing(None, received_ns, now_ns)
         latency_ms = (now_ns - header.captured_ns) / 1e6
         append(
             self._timings,
             f"{header.index},{(received_ns - header.captured_ns) / 1e6:.3f},{latency_ms:.3f}\n",
         )
         self.latency.add(latency_ms)
-        self.last_frame_s = now_ns / 1e9
-        self._recent_s.append(self.last_frame_s)
         return Timing(header.captured_ns, received_ns, now_ns)
 
     def finish(self, end: End) -> list[Decision]:
@@ -173,6 +193,7 @@ class Lane:
             latency=self.latency.summary(),
             rows=dict(self._log.rows),
             drops={**drops, **self.refused},
+            unrecorded=self.run.capture.get("unrecorded", 0),
         )
 
     def _liveness(self, now_s: float) -> Liveness:
@@ -216,6 +237,7 @@ class _Service:
 
     def serve(self, stop: Stop) -> None:
         """Until a stop is asked for; then until every camera that was live has ended, or silence."""
+        notify("READY=1")
         silent_since_s = time.monotonic()
         while True:
             if self._receive_one(timeout_s=0.2):
@@ -281,8 +303,9 @@ class _Service:
                 y_px=decision.y_px if found else None,
                 probabilities=list(decision.probabilities),
                 labels=list(decision.labels),
-                latency_ms=(timing.labelled_ns - timing.captured_ns) / 1e6 if timing else None,
+                latency_ms=timing.latency_ms if timing else None,
                 time_ns=decision.time_ns,
+                clock=own_clock(),
                 captured_ns=timing.captured_ns if timing else None,
                 received_ns=timing.received_ns if timing else None,
                 labelled_ns=timing.labelled_ns if timing else None,
@@ -294,6 +317,7 @@ class _Service:
         if now_s < self._next_status_s:
             return
         self._next_status_s = now_s + STATUS_EVERY_S
+        notify("WATCHDOG=1")
         self._publisher.publish(
             SystemStatus(
                 out=str(self._config.out),

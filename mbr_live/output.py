@@ -21,10 +21,11 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mbr_live.bundle import load_bundle
 from mbr_live.config import Config
+from mbr_live.keys import load_keys
 from mbr_live.outputs.pool import Pool
 from mbr_live.outputs.protocol import TriggerMessage
 from mbr_live.outputs.workers import Delivery
-from mbr_live.processes import Stop, stop_signal
+from mbr_live.processes import Stop, notify, stop_signal
 from mbr_live.sinks import write_atomically
 from mbr_live.status import LabelMessage, parse_status
 from mbr_live.trigger_config import Line
@@ -32,7 +33,7 @@ from mbr_live.trigger_log import Moments, Past, Summary, TriggerLog, message_id,
 from mbr_live.trigger_rules import trigger_rules
 from mbr_live.triggers import Action, TriggerRule, TriggerState, condition, finish, lapse, step
 from mbr_live.types import UNKNOWN, MbrError
-from mbr_live.wire import StatusSubscriber
+from mbr_live.wire import StatusSubscriber, own_clock
 
 STATUS_FILE = "output.status.json"
 LOOK_EVERY_S = 0.05  # at least so often staleness and the ends of trials are looked at
@@ -86,12 +87,14 @@ def output(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     strict = read_output_status(config.out) is None
     with ExitStack() as stack:
-        subscriber = stack.enter_context(closing(StatusSubscriber(config.wire.status)))
+        keys = load_keys(config.wire.keys)
+        subscriber = stack.enter_context(closing(StatusSubscriber(config.wire.status, keys)))
         pool = stack.enter_context(closing(Pool(config.output)))
         lanes = _lanes(config, rules, stack)
         pool.start(strict=strict)
         service = _Service(config, lanes, pool, len(behaviours))
         service.take_up()
+        notify("READY=1")
         with stop_signal() as stop:
             service.serve(stop, subscriber)
         service.end()
@@ -195,14 +198,12 @@ class _Service:
 
     def _label(self, lane: _Lane, message: LabelMessage) -> None:
         now_ns = time.monotonic_ns()
-        fresh = message.captured_ns is not None and now_ns - message.captured_ns <= self._stale_ns
-        moments = None
-        if message.captured_ns is not None and message.received_ns is not None and message.labelled_ns is not None:
-            moments = Moments(message.captured_ns, message.received_ns, message.labelled_ns, now_ns)
-            if fresh:
-                lane.captured_ns, lane.stale = message.captured_ns, False
-            else:
-                lane.log.summary.late_labels += 1
+        moments = _moments(message, now_ns)
+        fresh = moments is not None and now_ns - moments.captured_ns <= self._stale_ns
+        if moments is not None and fresh:
+            lane.captured_ns, lane.stale = moments.captured_ns, False
+        elif moments is not None:
+            lane.log.summary.late_labels += 1
         lane.time_ns = message.time_ns
         for rule in lane.rules:
             known = condition(rule, message.status, message.labels) if fresh else UNKNOWN
@@ -290,6 +291,7 @@ class _Service:
         if time.monotonic() < self._next_save_s:
             return
         self._next_save_s = time.monotonic() + SAVE_EVERY_S
+        notify("WATCHDOG=1")
         waiting = self._pool.waiting()
         on = [f"{r.camera}/{r.name}" for lane in self._lanes.values() for r in lane.rules if lane.states[r.name].is_on]
         stale = [camera for camera, lane in self._lanes.items() if lane.stale]
@@ -301,3 +303,14 @@ class _Service:
             write_atomically(self._out / STATUS_FILE, status.model_dump_json() + "\n")
         except OSError as error:
             _log.error("%s: cannot be written (%s)", self._out, error)
+
+
+def _moments(message: LabelMessage, now_ns: int) -> Moments | None:
+    """When the frame of a label passed the stages; None for a gap, and for labels of another machine's clock.
+
+    A frame that another machine captured counts from its receipt, which is when this machine's clock first saw it.
+    """
+    if message.clock != own_clock() or message.received_ns is None or message.labelled_ns is None:
+        return None
+    captured_ns = message.received_ns if message.captured_ns is None else message.captured_ns
+    return Moments(captured_ns, message.received_ns, message.labelled_ns, now_ns)

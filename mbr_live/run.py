@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config, Loss, VideoSource, Wire
+from mbr_live.keys import load_keys
 from mbr_live.output import STATUS_FILE, read_output_status
 from mbr_live.processes import RESTARTS_PER_MINUTE, Child, Stop, stop_all, stop_signal
 from mbr_live.sinks import LABELS_SUFFIX
@@ -41,6 +42,7 @@ class System:
         bundle = load_bundle(config.bundle)
         check_live(bundle)
         trigger_rules(config, bundle.manifest.behaviour_names)
+        self._keys = load_keys(config.wire.keys)
         self.config = config
         self._given_up: list[Child] = []
         config.out.mkdir(parents=True, exist_ok=True)
@@ -60,6 +62,11 @@ class System:
             for camera in config.camera
         ]
 
+        self.monitors = (
+            [Child("monitor", ("monitor", str(self.config_path)), logs / "monitor.log", restarts_per_minute)]
+            if config.monitor
+            else []
+        )
         # Its own process: what triggers do must not hold up labels.
         output = Child("output", ("output", str(self.config_path)), logs / "output.log", restarts_per_minute)
         self.outputs = [output] if config.trigger else []
@@ -73,12 +80,12 @@ class System:
         except BaseException:
             self._stop_services()
             raise
-        for child in self.captures:
+        for child in (*self.captures, *self.monitors):
             child.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        stop_all(self.captures, STOP_WITHIN_S)
+        stop_all([*self.monitors, *self.captures], STOP_WITHIN_S)
         self._stop_services()
 
     def _stop_services(self) -> None:
@@ -100,7 +107,7 @@ class System:
 
     def _wait_until_ready(self) -> None:
         deadline_s = time.monotonic() + READY_WITHIN_S
-        with closing(StatusSubscriber(self.config.wire.status)) as subscriber:
+        with closing(StatusSubscriber(self.config.wire.status, self._keys)) as subscriber:
             while time.monotonic() < deadline_s:
                 # Its own words before the socket's: another process may be publishing on that address.
                 if self.inference.exit_code is not None:
@@ -111,7 +118,7 @@ class System:
 
     def look_after(self) -> None:
         """Restart what died; call it often."""
-        for child in (self.inference, *self.captures, *self.outputs):
+        for child in (self.inference, *self.captures, *self.outputs, *self.monitors):
             if child.revive(time.monotonic()):
                 _log.warning("%s had died and was restarted (%d times so far)", child.name, child.restarts)
             elif child.failed and child not in self._given_up:

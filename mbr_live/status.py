@@ -26,7 +26,9 @@ class LabelMessage(BaseModel):
     labels: list[int]  # 1, 0 or -1 per behaviour
     latency_ms: float | None = None  # capture to label; None for a gap
     time_ns: int = 0  # capture time, as in the label log
-    # CLOCK_MONOTONIC, of this machine only: frame in memory, message received, label written. None for a gap.
+    # On the monotonic clock of the machine named by `clock`: frame in memory (None where another machine captured it),
+    # message received, label written. None for a gap.
+    clock: str = ""
     captured_ns: int | None = None
     received_ns: int | None = None
     labelled_ns: int | None = None
@@ -44,6 +46,7 @@ class CameraStatus(BaseModel):
     latency: dict[str, float] = {}  # p50_ms, p95_ms, p99_ms, max_ms
     rows: dict[str, int] = {}  # rows of the label log, by status
     drops: dict[str, int] = {}  # frames and ticks without a label, by cause
+    unrecorded: int = 0  # pictures that were to be recorded, and for which there was no room
 
 
 class SystemStatus(BaseModel):

@@ -18,7 +18,7 @@ from mbr_live.sinks import LABELS_SUFFIX
 from mbr_live.status import LabelMessage
 from mbr_live.trigger_config import AnyOutput, Trigger
 from mbr_live.trigger_log import TRIGGERS_SUFFIX, read_receipts
-from mbr_live.wire import StatusPublisher
+from mbr_live.wire import StatusPublisher, own_clock
 
 NO_ROW = 9  # in a script: nothing comes for one tick
 CAMERA = Camera(name="cage", source=Simulated(kind="simulated"))
@@ -63,6 +63,7 @@ class Labels:
             LabelMessage(
                 camera="cage", index=self.index, status=status, labels=[grooming, min(grooming, 0)],
                 time_ns=time.time_ns(), captured_ns=captured_ns, received_ns=now_ns, labelled_ns=now_ns,
+                clock=own_clock(),
             )
         )  # fmt: skip
         self.captured_ns.append(captured_ns)

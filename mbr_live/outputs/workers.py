@@ -136,9 +136,11 @@ class LineWorker:
         else:
             self._leases.pop(command.trigger, None)
         message = command.message
+        if message is not None and message.edge == "on" and not on:
+            why = "its time was over before the output came to it"
+            self._report(Delivery(message, self.name, "failed", detail=why))
+            return
         try:
-            if message is not None and message.edge == "on" and not on:
-                raise DeliveryError("its time was over before the output came to it")
             confirmed = self._hold(confirm=message is not None)
         except DeliveryError as error:
             self._lose(error)
