@@ -25,7 +25,7 @@ from mbr_live.run import System
 from mbr_live.status import LabelMessage, parse_status
 from mbr_live.trigger_config import Line, SerialOutput, Trigger, Yoked
 from mbr_live.trigger_log import HEADER, STAGES, SUMMARY_SUFFIX, TRIGGERS_SUFFIX, read_receipts
-from mbr_live.types import RATE_FPS, MbrError
+from mbr_live.types import RATE_FPS, MbrError, Status
 from mbr_live.wire import StatusSubscriber, free_endpoint
 
 EVERY_FRAMES = 3
@@ -121,7 +121,7 @@ def _with_metronome(config: Config, out: Path, line: Line, seconds: float) -> Co
 
 
 def _run(config: Config, seconds: float) -> dict[int, int]:
-    """Run the system for `seconds` of labels; when each frame was in memory (CLOCK_MONOTONIC, ns), by tick."""
+    """Run until labels were known for `seconds`; when each frame was in memory (CLOCK_MONOTONIC, ns), by tick."""
     captured_ns: dict[int, int] = {}
     with (
         stop_signal() as stop,
@@ -134,9 +134,8 @@ def _run(config: Config, seconds: float) -> dict[int, int]:
         while not stop.requested and not system.ended:
             system.look_after()
             for data in subscriber.messages(0.2):
-                _note(data, captured_ns)
-            if end_s is None and captured_ns:
-                end_s = time.monotonic() + seconds
+                if _note(data, captured_ns) and end_s is None:  # warmed up
+                    end_s = time.monotonic() + seconds
             if end_s is not None:
                 progress.update(task, completed=seconds - (end_s - time.monotonic()))
                 if time.monotonic() > end_s:
@@ -146,13 +145,17 @@ def _run(config: Config, seconds: float) -> dict[int, int]:
     return captured_ns
 
 
-def _note(data: bytes, captured_ns: dict[int, int]) -> None:
+def _note(data: bytes, captured_ns: dict[int, int]) -> bool:
+    """Keep when the frame of a label was in memory; whether the message is a label that is known."""
     try:
         message = parse_status(data)
     except ValidationError:
-        return
-    if isinstance(message, LabelMessage) and message.captured_ns is not None:
+        return False
+    if not isinstance(message, LabelMessage):
+        return False
+    if message.captured_ns is not None:
         captured_ns[message.index] = message.captured_ns
+    return message.status == Status.OK
 
 
 def _at_port(out: Path, camera: str, captured_ns: dict[int, int], box: SimulatedBox) -> dict[str, float]:

@@ -28,7 +28,7 @@ def _rule(trigger: Trigger, behaviours: Sequence[str]) -> TriggerRule:
         return tuple(behaviours.index(name) for name in names)
 
     armed, sham = trigger.armed, trigger.sham
-    daily = (armed.daily_from, armed.daily_to) if armed.daily_from and armed.daily_to else None
+    daily = (armed.daily_from, armed.daily_to) if armed.daily_from is not None and armed.daily_to is not None else None
     window = Window(
         from_frame=_frames(armed.from_s),
         to_frame=None if armed.to_s is None else _frames(armed.to_s),
