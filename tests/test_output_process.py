@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import time
 from contextlib import closing
@@ -151,6 +152,30 @@ def test_what_a_receiver_missed_is_delivered_by_the_next_process_and_nothing_twi
         "cage/stim/1/on", "cage/stim/1/off", "cage/stim/2/on", "cage/stim/2/off",
     ]  # fmt: skip
     assert sum(row["what"] == "decided" for row in receipts(config)) == 4
+
+
+def test_no_receipt_no_trigger(tmp_path: Path) -> None:
+    """A disk that takes no more: nothing begins, what is on ends, and it goes on when there is room."""
+    with SimulatedBox() as box:
+        config = rig_config(tmp_path, [trigger([line(box)], when="while", max_on_s=30)], [line(box)])
+        log = tmp_path / "cage.triggers.csv"
+        with closing(Labels(config)) as labels, output_process(config) as child:
+            listening(config, labels)
+            labels.play([0, 1, 1])
+            assert box.is_high(1)
+            assert child.pid is not None
+            full = (log.stat().st_size, resource.RLIM_INFINITY)
+            resource.prlimit(child.pid, resource.RLIMIT_FSIZE, full)
+            labels.play([0, 0])
+            assert not box.is_high(1)
+            labels.play([1, 1, 0])
+            assert len(box.highs(1)) == 1
+            resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            labels.play([0, 1, 1, 0, 0])
+            assert len(box.highs(1)) == 2
+    assert json.loads((tmp_path / "cage.triggers.json").read_text())["unwritten"] == 1
+    begun = [row["trial"] for row in receipts(config) if (row["what"], row["edge"]) == ("decided", "on")]
+    assert begun == ["1", "3"]  # the number of the one that was not begun is not used again
 
 
 def test_receipts_of_another_session_are_refused(tmp_path: Path) -> None:

@@ -342,6 +342,36 @@ def trials(heard: list[tuple[str, str]]) -> set[int]:
     return {json.loads(text)["trial"] for topic, text in heard if topic == "lab/cage/stim"}
 
 
+def test_a_broker_that_wants_a_password_gets_it_from_a_file_or_is_an_error_at_start(tmp_path: Path) -> None:
+    program, port = mosquitto(), free_port()
+    users = tmp_path / "users"
+    maker = shutil.which("mosquitto_passwd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if maker is None:
+        pytest.skip("mosquitto_passwd is not installed")
+    subprocess.run([maker, "-b", "-c", users, "lab", "right"], check=True, capture_output=True)
+    users.chmod(0o644)
+    tmp_path.chmod(0o755)
+    (tmp_path / "conf").write_text(
+        f"listener {port} 127.0.0.1\nallow_anonymous false\npassword_file {users}\nuser root\n"
+    )
+    (tmp_path / "right").write_text("right\n")
+    (tmp_path / "wrong").write_text("wrong\n")
+    process = subprocess.Popen([program, "-c", tmp_path / "conf"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: listens(port), "mosquitto")
+        plain = MqttOutput(kind="mqtt", name="b", host="127.0.0.1", port=port, topic="lab", username="lab")
+        with pytest.raises(MbrError, match=r"output b: the MQTT broker .* cannot be used .*user name and password"):
+            Pool([plain.model_copy(update={"password_file": tmp_path / "wrong"})]).start(strict=True)
+        with pool_of(plain.model_copy(update={"password_file": tmp_path / "right"})) as (pool, found):
+            pool.edge(message(), ["b"], 0)
+            assert gather(pool, found, 1)[0].outcome == "confirmed"
+        with pytest.raises(MbrError, match=r"output b: the file .*nowhere cannot be read"):
+            Pool([plain.model_copy(update={"password_file": tmp_path / "nowhere"})])
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def test_the_last_will_says_that_a_killed_process_is_gone() -> None:
     mosquitto()
     port = free_port()

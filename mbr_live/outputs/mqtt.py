@@ -32,6 +32,7 @@ class MqttMessages:
     def open(self) -> None:
         if self._client is not None:
             return
+        self._why = ""
         client = mqtt.Client(CallbackAPIVersion.VERSION2)
         if self._username is not None:
             client.username_pw_set(self._username, self._password)
@@ -49,6 +50,7 @@ class MqttMessages:
         while not client.is_connected() and not self._why and time.monotonic() < deadline_s:
             time.sleep(0.01)
         if not client.is_connected():
+            client.disconnect()
             client.loop_stop()
             raise self._unreachable(self._why or f"no answer within {CONNECT_WITHIN_S:.0f} s")
         self._client = client
