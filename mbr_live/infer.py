@@ -117,7 +117,7 @@ class Lane:
         self._timings = FileIO(self._paths[TIMINGS_SUFFIX], "a")
         if self._timings.tell() == 0:
             append(self._timings, TIMINGS_HEADER + "\n")
-        self.latency = LatencyHistogram()
+        self.latency, self.on_the_way = LatencyHistogram(), LatencyHistogram()  # capture to label, to receipt
         self.refused: Counter[str] = Counter()
         self.session: str | None = None  # the capture process that sends
         self.ended = False
@@ -163,6 +163,7 @@ class Lane:
             f"{header.index},{(received_ns - header.captured_ns) / 1e6:.3f},{latency_ms:.3f}\n",
         )
         self.latency.add(latency_ms)
+        self.on_the_way.add((received_ns - header.captured_ns) / 1e6)
         return Timing(header.captured_ns, received_ns, now_ns)
 
     def finish(self, end: End) -> list[Decision]:
@@ -213,7 +214,8 @@ class Lane:
         self.run.drops = gap_ranges(read_labels(self._paths[LABELS_SUFFIX]))
         self.run.window_px = self._pipeline.window_px(self.name, self.state)
         self.run.refused = dict(self.refused)
-        self.run.timings = {f"capture_to_label_{key}": value for key, value in self.latency.summary().items()}
+        stages = {"capture_to_label": self.latency, "capture_to_receive": self.on_the_way}
+        self.run.timings = {f"{name}_{key}": ms for name, of in stages.items() for key, ms in of.summary().items()}
         write_run(self._paths[RUN_SUFFIX], self.run)
 
 

@@ -100,6 +100,16 @@ def output(config: Config) -> None:
         service.end()
 
 
+def check_outputs(config: Config) -> None:
+    """Whether the triggers and outputs of `config` could start now: opens every output, and lets go of it.
+
+    MbrError, naming all that is wrong, where they could not. Not while a system of this configuration runs.
+    """
+    trigger_rules(config, load_bundle(config.bundle).manifest.behaviour_names)
+    with closing(Pool(config.output)) as pool:
+        pool.start(strict=True)
+
+
 class _Lane:
     """One camera: its triggers, their states and their receipts."""
 

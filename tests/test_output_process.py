@@ -10,15 +10,18 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 from live import mbr_live
 from test_outputs import http_server
 from trigger_rig import Labels, listening, outcomes, output_process, ready, receipts, rig_config, trigger, wait_for
 
+from mbr_live.output import check_outputs
 from mbr_live.outputs.simulated_box import SimulatedBox
 from mbr_live.processes import EXIT_USER_ERROR, Child
 from mbr_live.run import System
 from mbr_live.sinks import read_labels
 from mbr_live.trigger_config import SerialOutput, WebhookOutput
+from mbr_live.types import MbrError
 
 STALE_NS = 250_000_000
 SAFE_WITHIN_NS = 300_000_000
@@ -235,6 +238,19 @@ def test_run_names_an_output_that_cannot_be_used_before_anything_is_labelled(tmp
     assert done.returncode == EXIT_USER_ERROR
     assert "output laser: the serial port /dev/nowhere cannot be opened" in done.stderr
     assert list(read_labels(config.out / "cage.labels.csv")) == []
+
+
+def test_a_check_names_all_that_is_wrong_at_once(tmp_path: Path) -> None:
+    with SimulatedBox() as box:
+        good = line(box)
+        bad = [
+            SerialOutput(kind="serial", name="lamp", port="/dev/nowhere", line=1),
+            WebhookOutput(kind="webhook", name="hook", url="http://127.0.0.1:9/"),
+        ]
+        check_outputs(rig_config(tmp_path, [trigger([good])], [good]))
+        with pytest.raises(MbrError, match=r"output lamp: .*\noutput hook: .*"):
+            check_outputs(rig_config(tmp_path, [trigger([good])], [good, *bad]))
+        check_outputs(rig_config(tmp_path, [trigger([good])], [good]))  # and it let go of the port
 
 
 def test_run_names_a_behaviour_that_the_bundle_does_not_have(tmp_path: Path) -> None:

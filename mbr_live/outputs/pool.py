@@ -10,6 +10,7 @@ from mbr_live.outputs import make_outlets
 from mbr_live.outputs.protocol import TriggerMessage
 from mbr_live.outputs.workers import Delivery, LineWorker, MessageWorker
 from mbr_live.trigger_config import AnyOutput
+from mbr_live.types import MbrError
 
 
 class Pool:
@@ -25,10 +26,17 @@ class Pool:
         self._running: list[LineWorker | MessageWorker] = []
 
     def start(self, *, strict: bool) -> None:
-        """Open every output; with `strict`, MbrError for the first that cannot be used, else that is tried again."""
+        """Open every output; with `strict`, MbrError naming all that cannot be used, else these are tried again."""
+        problems = []
         for worker in self._workers():
-            worker.start(strict=strict)
-            self._running.append(worker)
+            try:
+                worker.start(strict=strict)
+            except MbrError as error:
+                problems.append(str(error))
+            else:
+                self._running.append(worker)
+        if problems:
+            raise MbrError("\n".join(problems))
 
     def edge(self, message: TriggerMessage, names: Sequence[str], until_ns: int) -> None:
         """Tell outputs `names` of an edge; lines are high until `until_ns` (monotonic; 0: low) at the latest."""
