@@ -23,8 +23,7 @@ from mbr_live.sinks import read_labels
 from mbr_live.trigger_config import SerialOutput, WebhookOutput
 from mbr_live.types import MbrError
 
-STALE_NS = 250_000_000
-SAFE_WITHIN_NS = 300_000_000
+STALE_AFTER_S = 0.5
 
 
 def line(box: SimulatedBox, number: int = 1, name: str = "laser") -> SerialOutput:
@@ -44,9 +43,9 @@ def test_a_pulse_has_its_length_and_a_while_follows_the_label(tmp_path: Path) ->
             labels.play([0, 1, 1, 1, 1, 1, 1, 0, 0])
             wait_for(lambda: ("confirmed", "off", "lamp", "") in outcomes(config), "the receipts")
         ((start_ns, end_ns),) = box.highs(1)
-        assert 0.40e9 < end_ns - start_ns <= 0.43e9
+        assert 0.3e9 < end_ns - start_ns < 0.49e9  # not the 0.5 s of the grid
         ((start_ns, end_ns),) = box.highs(2)
-        assert 0.5e9 < end_ns - start_ns < 0.75e9
+        assert end_ns - start_ns > 0.5e9
     decided = [(row["trigger"], row["edge"], row["why"]) for row in receipts(config) if row["what"] == "decided"]
     assert decided == [
         ("stim", "on", "onset"), ("follow", "on", "while"), ("stim", "off", "done"), ("follow", "off", "over"),
@@ -63,7 +62,7 @@ def test_a_pulse_has_its_length_and_a_while_follows_the_label(tmp_path: Path) ->
 
 def test_labels_that_stop_or_come_late_end_everything(tmp_path: Path) -> None:
     with SimulatedBox() as box:
-        config = rig_config(tmp_path, [trigger([line(box)], when="while", max_on_s=30)], [line(box)])
+        config = rig_config(tmp_path, [trigger([line(box)], when="while", max_on_s=30)], [line(box)], STALE_AFTER_S)
         with closing(Labels(config)) as labels, output_process(config):
             listening(config, labels)
             labels.play([0, 1, 1])
@@ -72,12 +71,12 @@ def test_labels_that_stop_or_come_late_end_everything(tmp_path: Path) -> None:
             # The tick after: the same bout. It has had its trial, though its label is fresh again.
             labels.play([1, 1, 0])
             for _ in range(5):
-                labels.row(1, age_s=0.3)
+                labels.row(1, age_s=STALE_AFTER_S + 0.05)
                 time.sleep(0.1)
             assert box.highs(1) == first
             labels.play([0, 1])
             wait_for(lambda: len(box.highs(1)) == 2, "the next bout")
-        assert first[0][1] - labels.captured_ns[labels.index - 11] <= SAFE_WITHIN_NS
+        assert_leased(box)
 
 
 def test_shams_and_dry_runs_are_written_and_not_delivered(tmp_path: Path) -> None:
@@ -103,7 +102,7 @@ def test_a_killed_output_leaves_the_box_low_and_repeats_nothing(tmp_path: Path) 
             trigger([line(box)], on_s=30),
             trigger([line(box, 2, "lamp")], name="lamp", when="while", max_on_s=30),
         ]
-        config = rig_config(tmp_path, triggers, [line(box), line(box, 2, "lamp")])
+        config = rig_config(tmp_path, triggers, [line(box), line(box, 2, "lamp")], STALE_AFTER_S)
         with closing(Labels(config)) as labels:
             with output_process(config) as child:
                 listening(config, labels)
@@ -111,11 +110,10 @@ def test_a_killed_output_leaves_the_box_low_and_repeats_nothing(tmp_path: Path) 
                 assert box.is_high(1)
                 assert box.is_high(2)
                 assert child.pid is not None
-                os.kill(child.pid, signal.SIGKILL)
-                killed_ns = time.monotonic_ns()
-                child.wait(5)
-            for number in (1, 2):
-                assert box.highs(number)[-1][1] - killed_ns <= SAFE_WITHIN_NS
+                kill(child)
+            wait_for(lambda: not box.is_high(1) and not box.is_high(2), "the lines to fall by themselves", 2)
+            assert box.holds[-1].ms > 0  # nobody told them to
+            assert_leased(box)
             labels.play([1, 1])
             with output_process(config):
                 labels.play([1, 1, 1, 1, 1])
@@ -196,16 +194,14 @@ def test_receipts_of_another_session_are_refused(tmp_path: Path) -> None:
 def test_killed_inference_and_killed_output_in_a_whole_system(tmp_path: Path) -> None:
     with SimulatedBox() as box:
         outputs = (line(box),)
-        config = rig_config(
-            tmp_path, [trigger(outputs, all=(), none=("grooming",), when="while", max_on_s=60)], outputs
-        )
+        wanted = trigger(outputs, all=(), none=("grooming",), when="while", max_on_s=60)
+        config = rig_config(tmp_path, [wanted], outputs, STALE_AFTER_S)
         with System(config) as system:
             (output,) = system.outputs
             wait_for(lambda: held(box), "the trigger to come on", 90)
             kill(system.inference)
-            killed_ns = time.monotonic_ns()
-            wait_for(lambda: not box.is_high(1), "the line to fall")
-            assert box.highs(1)[-1][1] - killed_ns <= SAFE_WITHIN_NS
+            wait_for(lambda: not box.is_high(1), "the line to fall", 2)
+            assert_leased(box)
             wait_for(lambda: ("decided", "off", "", "stale") in outcomes(config), "the decision")
             wait_for(lambda: revived(system), "inference to come back")
             kill(output)
@@ -219,6 +215,12 @@ def kill(child: Child) -> None:
     assert child.pid is not None
     os.kill(child.pid, signal.SIGKILL)
     child.wait(5)
+
+
+def assert_leased(box: SimulatedBox) -> None:
+    """No hold was longer than labels may be old, so after the death of whomever the box is low within that time."""
+    assert box.holds
+    assert max(hold.ms for hold in box.holds) <= STALE_AFTER_S * 1000
 
 
 def held(box: SimulatedBox) -> bool:

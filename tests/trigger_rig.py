@@ -16,7 +16,7 @@ from mbr_live.output import read_output_status
 from mbr_live.processes import Child
 from mbr_live.sinks import LABELS_SUFFIX
 from mbr_live.status import LabelMessage
-from mbr_live.trigger_config import AnyOutput, Trigger
+from mbr_live.trigger_config import AnyOutput, Trigger, Watchdog
 from mbr_live.trigger_log import TRIGGERS_SUFFIX, read_receipts
 from mbr_live.wire import StatusPublisher, own_clock
 
@@ -33,8 +33,12 @@ def trigger(outputs: Sequence[AnyOutput], **keys: Any) -> Trigger:
     return Trigger(**settings, outputs=tuple(output.name for output in outputs))
 
 
-def rig_config(out: Path, triggers: Sequence[Trigger], outputs: Sequence[AnyOutput]) -> Config:
-    config = system_config(out, CAMERA).model_copy(update={"trigger": tuple(triggers), "output": tuple(outputs)})
+def rig_config(
+    out: Path, triggers: Sequence[Trigger], outputs: Sequence[AnyOutput], stale_after_s: float = 1.0
+) -> Config:
+    """A system of one camera; labels may be older than by default, since the machine of a test may be busy."""
+    update = {"trigger": tuple(triggers), "output": tuple(outputs), "watchdog": Watchdog(stale_after_s=stale_after_s)}
+    config = system_config(out, CAMERA).model_copy(update=update)
     config = Config.model_validate(config.model_dump())
     out.mkdir(parents=True, exist_ok=True)
     (out / "system.json").write_text(config.model_dump_json())
