@@ -153,6 +153,7 @@ class _Service:
         self._stale_ns = int(config.watchdog.stale_after_s * _NS)
         self._shams_to = shams_are_told_to(config)
         self._next_save_s = 0.0
+        self._refused: set[str] = set()
 
     def take_up(self) -> None:
         """Finish what an earlier process left: end its open trials, send what was not confirmed."""
@@ -199,12 +200,23 @@ class _Service:
         try:
             message = parse_status(data)
         except ValidationError:
+            self._refuse("what came from the status address is not a message of this version")
             return
-        if not isinstance(message, LabelMessage) or len(message.labels) != self._behaviours:
+        lane = self._lanes.get(message.camera) if isinstance(message, LabelMessage) else None
+        if lane is None or not isinstance(message, LabelMessage):
             return
-        lane = self._lanes.get(message.camera)
-        if lane is not None:
+        if len(message.labels) != self._behaviours:
+            self._refuse(f"labels of {len(message.labels)} behaviours came, the bundle has {self._behaviours}")
+        elif message.labelled_ns is not None and message.clock != own_clock():
+            self._refuse("inference runs on another machine, by whose clock the age of labels cannot be told")
+        else:
             self._label(lane, message)
+
+    def _refuse(self, why: str) -> None:
+        """Say once why labels cannot be acted upon."""
+        if why not in self._refused:
+            self._refused.add(why)
+            _log.error("%s; no trigger acts upon that", why)
 
     def _label(self, lane: _Lane, message: LabelMessage) -> None:
         now_ns = time.monotonic_ns()
@@ -316,11 +328,11 @@ class _Service:
 
 
 def _moments(message: LabelMessage, now_ns: int) -> Moments | None:
-    """When the frame of a label passed the stages; None for a gap, and for labels of another machine's clock.
+    """When the frame of a label passed the stages; None for a gap.
 
     A frame that another machine captured counts from its receipt, which is when this machine's clock first saw it.
     """
-    if message.clock != own_clock() or message.received_ns is None or message.labelled_ns is None:
+    if message.received_ns is None or message.labelled_ns is None:
         return None
     captured_ns = message.received_ns if message.captured_ns is None else message.captured_ns
     return Moments(captured_ns, message.received_ns, message.labelled_ns, now_ns)

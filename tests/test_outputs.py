@@ -178,6 +178,37 @@ def test_a_driver_that_hangs_holds_up_nobody() -> None:
     worker.stop(5.0)
 
 
+class DeafLine:
+    """A line that does not hear every third word, and has nothing that would let it fall."""
+
+    def __init__(self) -> None:
+        self.told, self.high = 0, False
+
+    def open(self) -> None:
+        pass
+
+    def hold(self, on_s: float, *, confirm: bool) -> bool:
+        self.told += 1
+        if self.told in (2, 3):
+            raise DeliveryError("not heard") if self.told == 2 else OSError("a driver's own error")
+        self.high = on_s > 0
+        return confirm
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_line_is_told_to_go_low_until_it_hears_it() -> None:
+    deaf, found = DeafLine(), queue.SimpleQueue[Delivery]()
+    worker = LineWorker("l", deaf, found.put)
+    worker.start(strict=True)
+    worker.edge(message(), in_ms(50))
+    wait_for(lambda: deaf.told >= 1, "it to be told")
+    wait_for(lambda: deaf.told == 4 and not deaf.high, "it to be told again and again")
+    wait_for(lambda: not worker.error, "the error to be over")
+    worker.stop(5.0)
+
+
 # Pins
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 
 from mbr_live.outputs import make_outlets
@@ -23,7 +24,7 @@ class Pool:
         report = self._deliveries.put
         self._lines = {name: LineWorker(name, outlet, report) for name, outlet in lines.items()}
         self._messengers = {name: MessageWorker(name, outlet, report) for name, outlet in messengers.items()}
-        self._running: list[LineWorker | MessageWorker] = []
+        self._running: set[str] = set()
 
     def start(self, *, strict: bool) -> None:
         """Open every output; with `strict`, MbrError naming all that cannot be used, else these are tried again."""
@@ -34,7 +35,7 @@ class Pool:
             except MbrError as error:
                 problems.append(str(error))
             else:
-                self._running.append(worker)
+                self._running.add(worker.name)
         if problems:
             raise MbrError("\n".join(problems))
 
@@ -79,9 +80,16 @@ class Pool:
 
     def stop(self, timeout_s: float) -> None:
         """Lines low, messages sent as far as that goes in `timeout_s`."""
-        running, self._running = self._running, []
-        for worker in running:
-            worker.stop(timeout_s)
+        running, self._running = self._running, set()
+        for line in self._lines.values():
+            if line.name in running:
+                line.stop(min(timeout_s, 1.0))
+        messengers = [messenger for messenger in self._messengers.values() if messenger.name in running]
+        for messenger in messengers:
+            messenger.ask_to_stop(timeout_s)
+        deadline_s = time.monotonic() + timeout_s + 1.0
+        for messenger in messengers:
+            messenger.join(max(0.0, deadline_s - time.monotonic()))
 
     def close(self) -> None:
         """Let go at once."""

@@ -22,6 +22,7 @@ MAX_COMMANDS = 100  # for a line; its commands are worth nothing a moment later
 MAX_MESSAGES = 200  # for a messenger whose messages do not wait
 MAX_OUTBOX = 20_000  # for a durable one: days of triggers, 20 MB
 REOPEN_EVERY_S = 1.0
+LOWER_EVERY_S = 0.2  # a line that could not be told to go low is told again
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 30.0
 _NS = 1_000_000_000
 
@@ -67,6 +68,7 @@ class LineWorker:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._reopen_at_s = 0.0  # not before, after it could not be opened
         self._told_ns = 0
+        self._low_is_owed = False  # nobody holds it any more, and it could not be told so
 
     def start(self, *, strict: bool) -> None:
         """Open the line; with `strict`, MbrError when that is not possible, else it is tried again and again."""
@@ -117,7 +119,7 @@ class LineWorker:
 
     def _next_expiry_s(self) -> float | None:
         if not self._leases:
-            return None
+            return LOWER_EVERY_S if self._low_is_owed else None
         return max(0.0, (min(self._leases.values()) - time.monotonic_ns()) / _NS)
 
     def _expire(self) -> None:
@@ -125,6 +127,7 @@ class LineWorker:
         self._leases = {trigger: until_ns for trigger, until_ns in self._leases.items() if until_ns > now_ns}
         try:
             self._hold(confirm=False)
+            self.error = ""
         except DeliveryError as error:
             self._lose(error)
 
@@ -155,6 +158,12 @@ class LineWorker:
 
     def _hold(self, *, confirm: bool) -> bool:
         """Tell the line what the leases say of it now."""
+        self._low_is_owed = not self._leases
+        confirmed = self._tell(confirm=confirm)
+        self._low_is_owed = False
+        return confirmed
+
+    def _tell(self, *, confirm: bool) -> bool:
         self._reopen()
         self._told_ns = time.monotonic_ns()
         left_ns = max(self._leases.values(), default=0) - self._told_ns
@@ -215,12 +224,15 @@ class MessageWorker:
         """Messages that have not been sent."""
         return len(self._outbox)
 
-    def stop(self, timeout_s: float) -> None:
-        """Send what can be sent within `timeout_s`, and close. What is left is sent by the next process."""
+    def ask_to_stop(self, timeout_s: float) -> None:
+        """Send what can be sent within `timeout_s`, then close. What is left is sent by the next process."""
         with self._changed:
             self._stopping_at_s = time.monotonic() + timeout_s
             self._changed.notify()
-        self._thread.join(timeout_s + 1.0)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the end that was asked for."""
+        self._thread.join(timeout_s)
 
     def _work(self) -> None:
         attempts, pause_s = 0, _FIRST_PAUSE_S
