@@ -226,6 +226,7 @@ class _Service:
             lane.captured_ns, lane.stale = moments.captured_ns, False
         elif moments is not None:
             lane.log.summary.late_labels += 1
+            self._lapse(lane)
         lane.time_ns = message.time_ns
         for rule in lane.rules:
             known = condition(rule, message.status, message.labels) if fresh else UNKNOWN
@@ -296,9 +297,12 @@ class _Service:
                     why = "limit" if rule.when == "while" else "done"
                     self._apply(lane, rule, finish(rule, lane.states[rule.name], why))
             if not lane.stale and now_ns - lane.captured_ns > self._stale_ns:
-                lane.stale = True
-                for rule in lane.rules:
-                    self._apply(lane, rule, lapse(rule, lane.states[rule.name], "stale"))
+                self._lapse(lane)
+
+    def _lapse(self, lane: _Lane) -> None:
+        lane.stale = True
+        for rule in lane.rules:
+            self._apply(lane, rule, lapse(rule, lane.states[rule.name], "stale"))
 
     def _note_deliveries(self) -> None:
         for delivery in self._pool.deliveries():

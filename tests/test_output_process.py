@@ -15,6 +15,7 @@ from live import mbr_live
 from test_outputs import http_server
 from trigger_rig import Labels, listening, outcomes, output_process, ready, receipts, rig_config, trigger, wait_for
 
+from mbr_live.config import Config
 from mbr_live.output import check_outputs
 from mbr_live.outputs.simulated_box import SimulatedBox
 from mbr_live.processes import EXIT_USER_ERROR, Child
@@ -199,10 +200,16 @@ def test_killed_inference_and_killed_output_in_a_whole_system(tmp_path: Path) ->
         with System(config) as system:
             (output,) = system.outputs
             wait_for(lambda: held(box), "the trigger to come on", 90)
+            assert output.pid is not None
+            os.kill(output.pid, signal.SIGSTOP)  # it hangs: the line falls, and no label waits for it
+            wait_for(lambda: not box.is_high(1), "the line to fall", 2)
+            rows = labelled(config)
+            wait_for(lambda: labelled(config) > rows + 20, "labels to go on")
+            os.kill(output.pid, signal.SIGCONT)
+            wait_for(lambda: ("decided", "off", "", "stale") in outcomes(config), "the decision")
             kill(system.inference)
             wait_for(lambda: not box.is_high(1), "the line to fall", 2)
             assert_leased(box)
-            wait_for(lambda: ("decided", "off", "", "stale") in outcomes(config), "the decision")
             wait_for(lambda: revived(system), "inference to come back")
             kill(output)
             wait_for(lambda: revived(system), "the output process to come back")
@@ -221,6 +228,10 @@ def assert_leased(box: SimulatedBox) -> None:
     """No hold was longer than labels may be old, so after the death of whomever the box is low within that time."""
     assert box.holds
     assert max(hold.ms for hold in box.holds) <= STALE_AFTER_S * 1000
+
+
+def labelled(config: Config) -> int:
+    return sum(row.status == "ok" for row in read_labels(config.out / "cage.labels.csv"))
 
 
 def held(box: SimulatedBox) -> bool:
