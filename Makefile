@@ -2,13 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check picture clean
+.PHONY: demo test broker check picture clean
 
 demo: .venv/run-time
 	$(BIN)/mbr-live demo
 
-test: .venv/development
+test: .venv/development broker
 	$(BIN)/pytest
+
+# A real MQTT broker for the tests, where it can be had without asking; where not, they say that they skip.
+broker:
+	@PATH=$$PATH:/usr/sbin; command -v mosquitto >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+	    DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install --quiet --yes --no-install-recommends mosquitto; } || \
+	  echo "no mosquitto here: tests of MQTT will be skipped (Debian: apt-get install mosquitto)"
 
 check: .venv/development
 	$(BIN)/ruff check
@@ -27,7 +34,7 @@ check: .venv/development
 
 .venv/development: .venv/bin/python pyproject.toml
 	@echo "installing the development tools and torch (about 5 GB, once)"
-	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,outputs,dev]'
 	@touch $@ .venv/run-time
 
 clean:

@@ -98,6 +98,31 @@ def _with_engine(config: Config, engine: EngineWish | None) -> Config:
 
 
 @app.command()
+def output(config: ConfigFile) -> None:
+    """The output process: triggers on the labels of inference."""
+    from mbr_live import output as program
+
+    program.output(load_config(config))
+
+
+@app.command("latency-test")
+def latency_test(
+    out: Out,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Measure its first camera; else a simulated one.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="Line of the configuration to pulse; else its first.")] = None,
+    seconds: Annotated[float, typer.Option(min=5, help="How long to measure.")] = 60.0,
+    bundle: BundleOption = DEMO_BUNDLE,
+) -> None:
+    """Measure from a frame in memory to a pulse, by stage: a trigger fires every 0.3 s."""
+    from mbr_live.latency_test import latency_program
+
+    loaded = load_config(config) if config else None
+    latency_program(out, bundle, seconds, config=loaded, output=output)
+
+
+@app.command()
 def watch(
     endpoint: Annotated[str, typer.Option(help="Status address of the system.")] = "tcp://127.0.0.1:5602",
     minutes: Annotated[float, typer.Option(min=0.2, max=60, help="Length of the ethogram.")] = 3.0,

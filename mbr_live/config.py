@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mbr_live.trigger_config import Output, Trigger, Watchdog, anchored_output, anchored_trigger, check_names
 from mbr_live.types import DEFAULT_ENGINE, EngineWish, MbrError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -152,6 +153,9 @@ class Config(_Section):
     monitor: Monitor | None = None
     store: Store | None = None
     camera: Annotated[tuple[Camera, ...], Field(min_length=1, max_length=256)]
+    trigger: Annotated[tuple[Trigger, ...], Field(max_length=256)] = ()
+    output: Annotated[tuple[Output, ...], Field(max_length=64)] = ()
+    watchdog: Watchdog = Watchdog()
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -159,6 +163,8 @@ class Config(_Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"more than one camera is named {', '.join(twice)}")
+        timed = {camera.name: not isinstance(camera.source, VideoSource) for camera in self.camera}
+        check_names(timed, self.trigger, self.output)
         return self
 
     def camera_named(self, name: str) -> Camera:
@@ -197,10 +203,15 @@ def _anchored(config: Config, folder: Path) -> Config:
         for camera in config.camera
     )
     keys = config.wire.keys
-    wire = config.wire.model_copy(update={"keys": keys and folder / keys})
-    return config.model_copy(
-        update={"out": folder / config.out, "bundle": folder / config.bundle, "camera": cameras, "wire": wire}
-    )
+    anchored = {
+        "out": folder / config.out,
+        "bundle": folder / config.bundle,
+        "camera": cameras,
+        "wire": config.wire.model_copy(update={"keys": keys and folder / keys}),
+        "trigger": tuple(anchored_trigger(trigger, folder) for trigger in config.trigger),
+        "output": tuple(anchored_output(output, folder) for output in config.output),
+    }
+    return config.model_copy(update=anchored)
 
 
 def _explained(path: Path, error: ValidationError) -> str:
@@ -210,5 +221,7 @@ def _explained(path: Path, error: ValidationError) -> str:
         key = ".".join(str(part) for part in mistake["loc"]) or "the file as a whole"
         what = "is not a key that this program knows" if mistake["type"] == "extra_forbidden" else mistake["msg"]
         found = "" if mistake["type"] in ("missing", "extra_forbidden") else f" (found {mistake['input']!r:.80})"
-        lines.append(f"{key}: {what}{found}")
+        if isinstance(mistake["input"], dict):
+            found = ""  # a whole table says nothing that the message does not
+        lines.append(f"{key}: {what.removeprefix('Value error, ')}{found}")
     return f"{path}: {'; '.join(lines)}. Mend the configuration; docs/configuration.md lists every key."

@@ -19,6 +19,7 @@ from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from io import FileIO
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 
@@ -113,6 +114,19 @@ def _recorded_engine(config: Config) -> EngineKind | None:
     return next(iter(kinds.values()), None)
 
 
+class Timing(NamedTuple):
+    """When a frame was in memory, received and labelled; CLOCK_MONOTONIC of this machine."""
+
+    captured_ns: int | None  # None where that cannot be known, since it was captured by the clock of another machine
+    received_ns: int
+    labelled_ns: int
+
+    @property
+    def latency_ms(self) -> float | None:
+        """From capture to label."""
+        return None if self.captured_ns is None else (self.labelled_ns - self.captured_ns) / 1e6
+
+
 class Lane:
     """One camera at the inference side: its state, its files and its figures."""
 
@@ -128,7 +142,7 @@ class Lane:
         self._timings = FileIO(self._paths[TIMINGS_SUFFIX], "a")
         if self._timings.tell() == 0:
             append(self._timings, TIMINGS_HEADER + "\n")
-        self.latency = LatencyHistogram()
+        self.latency, self.on_the_way = LatencyHistogram(), LatencyHistogram()  # capture to label, to receipt
         self.refused: Counter[str] = Counter()
         self.session: str | None = None  # the capture process that sends
         self.ended = False
@@ -149,22 +163,22 @@ class Lane:
         """Append to the log; returns when the rows are in the file."""
         self._log.write(decision)
 
-    def note_timing(self, header: FrameHeader, received_ns: int) -> float | None:
-        """Keep how long the frame took from capture to the written label, in ms; None where that cannot be known,
-        since it was captured by the clock of another machine."""
+    def note_timing(self, header: FrameHeader, received_ns: int) -> Timing:
+        """Keep how long the frame took from capture to the written label."""
         now_ns = time.monotonic_ns()
         self.last_frame_s = now_ns / 1e9
         self._recent_s.append(self.last_frame_s)
         if header.clock != own_clock():
             append(self._timings, f"{header.index},,\n")
-            return None
+            return Timing(None, received_ns, now_ns)
         latency_ms = (now_ns - header.captured_ns) / 1e6
         append(
             self._timings,
             f"{header.index},{(received_ns - header.captured_ns) / 1e6:.3f},{latency_ms:.3f}\n",
         )
         self.latency.add(latency_ms)
-        return latency_ms
+        self.on_the_way.add((received_ns - header.captured_ns) / 1e6)
+        return Timing(header.captured_ns, received_ns, now_ns)
 
     def finish(self, end: End) -> list[Decision]:
         """Take the end of the session: account for the last ticks, which no frame will serve any more."""
@@ -214,7 +228,8 @@ class Lane:
         self.run.drops = gap_ranges(read_labels(self._paths[LABELS_SUFFIX]))
         self.run.window_px = self._pipeline.window_px(self.name, self.state)
         self.run.refused = dict(self.refused)
-        self.run.timings = {f"capture_to_label_{key}": value for key, value in self.latency.summary().items()}
+        stages = {"capture_to_label": self.latency, "capture_to_receive": self.on_the_way}
+        self.run.timings = {f"{name}_{key}": ms for name, of in stages.items() for key, ms in of.summary().items()}
         write_run(self._paths[RUN_SUFFIX], self.run)
 
 
@@ -303,7 +318,7 @@ class _Service:
             lane.write(decision)
             self._publish(decision, None)
 
-    def _publish(self, decision: Decision, latency_ms: float | None) -> None:
+    def _publish(self, decision: Decision, timing: Timing | None) -> None:
         found = not math.isnan(decision.x_px)
         self._publisher.publish(
             LabelMessage(
@@ -315,7 +330,12 @@ class _Service:
                 y_px=decision.y_px if found else None,
                 probabilities=list(decision.probabilities),
                 labels=list(decision.labels),
-                latency_ms=latency_ms,
+                latency_ms=timing.latency_ms if timing else None,
+                time_ns=decision.time_ns,
+                clock=own_clock(),
+                captured_ns=timing.captured_ns if timing else None,
+                received_ns=timing.received_ns if timing else None,
+                labelled_ns=timing.labelled_ns if timing else None,
             )
         )
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config, Loss, VideoSource, Wire
 from mbr_live.keys import load_keys
+from mbr_live.output import STATUS_FILE, read_output_status
 from mbr_live.processes import RESTARTS_PER_MINUTE, Child, Stop, stop_all, stop_signal
 from mbr_live.sinks import LABELS_SUFFIX
 from mbr_live.sources import VideoFile
+from mbr_live.trigger_rules import trigger_rules
 from mbr_live.types import MbrError
 from mbr_live.wire import StatusSubscriber, free_endpoint
 
@@ -39,6 +41,7 @@ class System:
         """
         bundle = load_bundle(config.bundle)
         check_live(bundle)
+        trigger_rules(config, bundle.manifest.behaviour_names)
         self._keys = load_keys(config.wire.keys)
         if config.engine == "auto":
             # Measured before inference starts, which is waited for only so long. The supervisor needs no engine else.
@@ -70,13 +73,18 @@ class System:
             for name, wanted in aside.items()
             if wanted
         ]
+        # Its own process: what triggers do must not hold up labels.
+        output = Child("output", ("output", str(self.config_path)), logs / "output.log", restarts_per_minute)
+        self.outputs = [output] if config.trigger else []
 
     def __enter__(self) -> System:
         self.inference.start()
         try:
             self._wait_until_ready()
+            for child in self.outputs:
+                self._start_output(child)
         except BaseException:
-            stop_all([self.inference], STOP_WITHIN_S)
+            self._stop_services()
             raise
         for child in (*self.captures, *self.aside):
             child.start()
@@ -84,8 +92,27 @@ class System:
 
     def __exit__(self, *_: object) -> None:
         stop_all(self.captures, STOP_WITHIN_S)
-        stop_all([self.inference], STOP_WITHIN_S)
+        self._stop_services()
         stop_all(self.aside, STOP_WITHIN_S)  # last: the store takes the end of the session too
+
+    def _stop_services(self) -> None:
+        stop_all([self.inference], STOP_WITHIN_S)
+        stop_all(self.outputs, STOP_WITHIN_S)
+
+    def _start_output(self, child: Child) -> None:
+        (self.config.out / STATUS_FILE).unlink(missing_ok=True)  # an output that cannot be reached is an error now
+        child.start()
+        deadline_s = time.monotonic() + READY_WITHIN_S
+        while time.monotonic() < deadline_s:
+            if child.exit_code is not None:
+                # Libraries of some media talk too; what the process itself says comes last, after its name.
+                words = child.last_words().rpartition("mbr-live: ")[2]
+                raise MbrError(words or "the output process ended at once without a word.")
+            status = read_output_status(self.config.out)
+            if status is not None and status.pid == child.pid:
+                return
+            time.sleep(_LOOK_EVERY_S)
+        raise MbrError(f"the output process was not ready within {READY_WITHIN_S:.0f} s. See {child.log}.")
 
     def _wait_until_ready(self) -> None:
         deadline_s = time.monotonic() + READY_WITHIN_S
@@ -100,7 +127,7 @@ class System:
 
     def look_after(self) -> None:
         """Restart what died; call it often."""
-        for child in (self.inference, *self.captures, *self.aside):
+        for child in (self.inference, *self.captures, *self.outputs, *self.aside):
             if child.revive(time.monotonic()):
                 _log.warning("%s had died and was restarted (%d times so far)", child.name, child.restarts)
             elif child.failed and child not in self._given_up:

@@ -111,6 +111,8 @@ def _exists(user: str) -> bool:
 def _members(config: Config) -> list[str]:
     """The services of a system."""
     members = ["mbr-infer.service", *(f"mbr-capture@{camera.name}.service" for camera in config.camera)]
+    if config.trigger:
+        members.append("mbr-output.service")
     aside = {"monitor": config.monitor, "store": config.store, "clips": config.recording.clips}
     return [*members, *(f"mbr-{name}.service" for name, wanted in aside.items() if wanted)]
 

@@ -25,6 +25,13 @@ class LabelMessage(BaseModel):
     probabilities: list[float] = []  # empty where nothing is known
     labels: list[int]  # 1, 0 or -1 per behaviour
     latency_ms: float | None = None  # capture to label; None for a gap
+    time_ns: int = 0  # capture time, as in the label log
+    # On the monotonic clock of the machine named by `clock`: frame in memory (None where another machine captured it),
+    # message received, label written. None for a gap.
+    clock: str = ""
+    captured_ns: int | None = None
+    received_ns: int | None = None
+    labelled_ns: int | None = None
 
 
 class CameraStatus(BaseModel):

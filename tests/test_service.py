@@ -18,6 +18,7 @@ from live import mbr_live, simulated, system_config
 from mbr_live.config import Config, Monitor
 from mbr_live.keys import make_keys
 from mbr_live.service_program import plan
+from mbr_live.trigger_config import OscOutput, Trigger
 from mbr_live.types import MbrError
 
 EXPOSURE = 3.0  # most that `systemd-analyze security` may say of a service
@@ -26,7 +27,10 @@ EXPOSURE = 3.0  # most that `systemd-analyze security` may say of a service
 @pytest.fixture
 def config(tmp_path: Path) -> Config:
     plain = system_config(tmp_path / "live", simulated("cage-1"), simulated("cage_2"))
-    return plain.model_copy(update={"monitor": Monitor(metrics_port=9464)})
+    output = OscOutput(kind="osc", name="osc", port=9000)
+    trigger = Trigger(name="stim", camera="cage-1", when="onset", all=("grooming",), on_s=0.1, outputs=("osc",))
+    update = {"monitor": Monitor(metrics_port=9464), "trigger": (trigger,), "output": (output,)}
+    return plain.model_copy(update=update)
 
 
 @pytest.fixture
@@ -59,7 +63,7 @@ def test_the_units_are_valid_and_the_target_wants_every_process(installed: Path)
     ours = [line for line in done.stderr.splitlines() if "mbr" in line]
     assert not ours
     wanted = (installed / "mbr.target").read_text()
-    for name in ("mbr-infer", "mbr-capture@cage-1", "mbr-capture@cage_2", "mbr-monitor"):
+    for name in ("mbr-infer", "mbr-capture@cage-1", "mbr-capture@cage_2", "mbr-output", "mbr-monitor"):
         assert f"{name}.service" in wanted
     assert (installed / "multi-user.target.wants" / "mbr.target").is_symlink()
 

@@ -1,0 +1,95 @@
+"""The log of receipts is the memory of the output process: what it reads back is what was."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_triggers import ONSET, WHILE, play, rows, rules
+
+from mbr_live.outputs.protocol import TriggerMessage
+from mbr_live.outputs.workers import Delivery
+from mbr_live.trigger_log import Summary, TriggerLog, message_id, open_log, read_receipts, read_yoked
+from mbr_live.triggers import Action, TriggerRule, restored
+from mbr_live.types import MbrError
+
+TEMPLATE = Summary(camera="", session="", started="", triggers=[], outputs=[], stale_after_s=0.25)
+
+
+def message_of(log: TriggerLog, action: Action) -> TriggerMessage:
+    session = log.summary.session
+    return TriggerMessage(
+        id=message_id(session, action), session=session, camera=action.camera, trigger=action.trigger,
+        trial=action.trial, edge="off" if action.edge == "off" else "on", sham=action.sham, frame=action.index,
+        time_ns=action.index * 100_000_000, decided_ns=time.time_ns(), why=action.why, on_s=action.on_s,
+    )  # fmt: skip
+
+
+def labels_up_to(folder: Path, index: int) -> None:
+    (folder / "cage.labels.csv").write_text(f"frame\n{index},\n")
+
+
+@settings(max_examples=50, deadline=None)
+@given(rules, rows, st.integers(0, 20))
+def test_a_new_process_knows_what_the_old_one_did(rule: TriggerRule, conditions: list[int], delivered: int) -> None:
+    rule = TriggerRule(**{name: getattr(rule, name) for name in rule.__dataclass_fields__} | {"outputs": ("laser",)})
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        log, _ = open_log(folder, "cage", [rule], frozenset(), TEMPLATE)
+        actions, _, _ = play(rule, conditions)
+        sent = []
+        for action in actions:
+            message = message_of(log, action)
+            log.decided(message, action, dry_run=False)
+            if action.edge != "skip" and not action.sham:
+                sent.append(message)
+        for message in sent[:delivered]:
+            log.delivered(Delivery(message, "laser", "confirmed", 1, 2), None)
+        log.close()
+        with (folder / "cage.triggers.csv").open("a") as file:
+            file.write("decided,stim,9")  # torn off by a power cut
+        labels_up_to(folder, 10_000)
+        again, past = open_log(folder, "cage", [rule], frozenset(), TEMPLATE)
+        again.close()
+        closing, state = restored(rule, actions)
+        assert past.states == {"stim": state}
+        assert past.closing == {"stim": closing}
+        assert [message.id for message, _ in past.unfinished] == [message.id for message in sent[delivered:]]
+        assert again.summary.session == log.summary.session
+        again.save(undelivered=0)
+        assert sum(again.summary.trials.values()) == state.trials
+        assert sum(again.summary.skipped.values()) == sum(action.edge == "skip" for action in actions)
+
+
+def test_a_yoked_trigger_repeats_what_was_delivered(tmp_path: Path) -> None:
+    log, _ = open_log(tmp_path, "cage", [WHILE], frozenset(), TEMPLATE)
+    for action in play(WHILE, [0, 1, 1, 1, 0, 0, 1, 1])[0]:
+        log.decided(message_of(log, action), action, dry_run=False)
+    log.close()
+    # The second trial has no end: it was on when that session was cut off, so its length is not known.
+    assert read_yoked(tmp_path / "cage.triggers.csv", "stim") == ((1, 0.3),)
+    with pytest.raises(MbrError, match="holds no trials of a trigger other"):
+        read_yoked(tmp_path / "cage.triggers.csv", "other")
+    with pytest.raises(MbrError, match=r"nowhere\.csv: cannot be read"):
+        read_yoked(tmp_path / "nowhere.csv", "stim")
+
+
+def test_a_text_with_commas_and_lines_stays_one_row(tmp_path: Path) -> None:
+    log, _ = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+    action = Action("stim", "cage", "on", 1, 5)
+    log.delivered(Delivery(message_of(log, action), "hook", "failed", detail='no, "never",\nsaid it\r'), None)
+    log.close()
+    (row,) = read_receipts(tmp_path / "cage.triggers.csv")
+    assert row["why"] == 'no, "never", said it '
+
+
+def test_what_is_not_a_log_of_receipts_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "cage.triggers.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(MbrError, match=r"cage\.triggers\.json: cannot be read"):
+        open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+    with pytest.raises(MbrError, match="this is not a log of triggers"):
+        list(read_receipts(tmp_path / "cage.triggers.csv"))
