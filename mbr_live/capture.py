@@ -19,34 +19,52 @@ from pathlib import Path
 import av
 from av.video.stream import VideoStream
 
-from mbr_live.cameras import open_camera
-from mbr_live.config import Camera, Config, Loss, VideoSource
-from mbr_live.processes import stop_signal
-from mbr_live.sampler import SamplerState, sample
+from mbr_live.config import Camera, Config, Loss
+from mbr_live.live_camera import CameraHangs, LiveCamera, SessionEnd
+from mbr_live.outages import OUTAGES_SUFFIX, OutageLog
+from mbr_live.processes import begin_afresh, end_now, stop_signal
+from mbr_live.reader import Chosen
+from mbr_live.sampler import SamplerState
 from mbr_live.sinks import append, cut_torn_row
 from mbr_live.sources import JOURNAL_HEADER, JOURNAL_SUFFIX, journal_ends
-from mbr_live.types import RATE_FPS, Frame, Image, SourceFrame
+from mbr_live.types import RATE_FPS, Frame, Image
 from mbr_live.wire import CaptureCounts, FrameSender
 
 HEARTBEAT_S = 1.0
+_LOOK_EVERY_S = 0.1  # whether to stop, and whether a heartbeat is due
 _log = logging.getLogger(__name__)
 
 
 def capture(config: Config, camera: Camera) -> None:
     """Run until the camera ends or the process is told to stop (SIGTERM, SIGINT); then say so to inference."""
+    try:
+        hangs = _capture(config, camera)
+    except CameraHangs:
+        _log.warning("%s: a call of the camera's library does not return; this process begins afresh", camera.name)
+        begin_afresh()
+    if hangs:
+        end_now()
+
+
+def _capture(config: Config, camera: Camera) -> bool:
+    """True if a thread was left behind that hangs."""
     config.out.mkdir(parents=True, exist_ok=True)
     with (
         closing(Journal(config.out / f"{camera.name}{JOURNAL_SUFFIX}")) as journal,
+        closing(OutageLog(config.out / f"{camera.name}{OUTAGES_SUFFIX}")) as outages,
         closing(FrameSender(config.wire.frames, camera.name, secrets.token_hex(8))) as sender,
         closing(Recorder(config.out, camera.name, camera.record)) as recorder,
         stop_signal() as stop,
     ):
         work = _Capture(camera, journal, sender, recorder)
-        for frame in open_camera(camera.name, camera.source, after_ns=journal.last_time_ns):
-            work.take(frame)
-            if stop.requested:
-                break
-        work.finish()
+        with closing(LiveCamera(camera, outages, journal.end)) as live:
+            while not (stop.requested or live.ended):
+                chosen = live.poll(_LOOK_EVERY_S)
+                if chosen is not None:
+                    work.take(chosen)
+                work.beat(live)
+        work.finish(live)
+    return live.hangs
 
 
 class _Capture:
@@ -55,37 +73,26 @@ class _Capture:
     def __init__(self, camera: Camera, journal: Journal, sender: FrameSender, recorder: Recorder) -> None:
         self._camera, self._journal, self._sender, self._recorder = camera.name, journal, sender, recorder
         self._losses = _losses(camera.loss)
-        self._state = journal.resume
-        # A camera counts from 0 again when it is opened again; its numbers go on where the journal ends.
-        self._first_number = 0 if isinstance(camera.source, VideoSource) else journal.next_source_frame
+        self._state = journal.end.state if journal.end else None
         self._counts: dict[str, int] = dict.fromkeys(CaptureCounts.model_fields, 0)
         self._next_beat_s = 0.0
 
-    def take(self, source_frame: SourceFrame) -> None:
-        """Sample, journal, send and record one frame of the source."""
-        self._beat()
-        self._counts["source_frames"] += 1
-        index, self._state = sample(source_frame.time_ns, self._state)
-        if index is None:
-            return
-        frame = Frame(
-            self._camera,
-            index,
-            self._first_number + source_frame.number,
-            source_frame.time_ns,
-            self._state.origin_ns,
-            source_frame.picture(),
-        )
-        captured_ns = time.monotonic_ns()
+    def take(self, chosen: Chosen) -> None:
+        """Journal, send and record one frame that serves a tick."""
+        self._state = chosen.state
+        self._counts["source_frames"] += chosen.source_frames
+        self._counts["dropped_queue_full"] += chosen.unqueued
+        origin_ns = chosen.state.origin_ns
+        frame = Frame(self._camera, chosen.index, chosen.number, chosen.time_ns, origin_ns, chosen.pixels)
         self._journal.note(frame)
-        self._counts["sampled"] += 1
-        self._send(frame, captured_ns)
+        self._counts["sampled"] += 1 + chosen.unqueued
+        self._send(frame, chosen.captured_ns)
         self._recorder.keep(frame.index, frame.pixels)
 
-    def finish(self) -> None:
+    def finish(self, live: LiveCamera) -> None:
         """Tell inference that no more frames follow."""
         last_index, origin_ns = (self._state.last_index, self._state.origin_ns) if self._state else (-1, 0)
-        if not self._sender.end(last_index, origin_ns, CaptureCounts(**self._counts)):
+        if not self._sender.end(last_index, origin_ns, CaptureCounts(**self._counts), live.report(time.monotonic())):
             _log.warning("%s: inference did not take the end of the session", self._camera)
         _log.info("%s: %s", self._camera, self._counts)
 
@@ -98,11 +105,12 @@ class _Capture:
         else:
             self._counts["dropped_queue_full"] += 1
 
-    def _beat(self) -> None:
+    def beat(self, live: LiveCamera) -> None:
+        """Once a second, tell inference that this process lives, and how the camera is."""
         now_s = time.monotonic()
         if now_s >= self._next_beat_s:
             self._next_beat_s = now_s + HEARTBEAT_S
-            self._sender.heartbeat(CaptureCounts(**self._counts))
+            self._sender.heartbeat(CaptureCounts(**self._counts), live.report(now_s))
 
 
 def _losses(loss: Loss | None) -> Iterator[bool]:
@@ -117,9 +125,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         """Begin a journal, or go on with the one that an earlier process left."""
-        self.resume: SamplerState | None = None
-        self.next_source_frame = 0
-        self.last_time_ns: int | None = None
+        self.end: SessionEnd | None = None  # where to go on
         self._path = path
         self._file: FileIO | None = None  # opened by the first frame: a camera that never opens leaves nothing behind
         if not path.exists():
@@ -127,9 +133,7 @@ class Journal:
         cut_torn_row(path)
         first, last = journal_ends(path)
         if first is not None and last is not None:
-            self.resume = SamplerState(first[2], last[0], None)
-            self.next_source_frame = last[1] + 1
-            self.last_time_ns = last[2]
+            self.end = SessionEnd(SamplerState(first[2], last[0], None), last[1] + 1, last[2])
 
     def note(self, frame: Frame) -> None:
         """Append the row of one frame."""

@@ -36,7 +36,17 @@ from mbr_live.sinks import (
 )
 from mbr_live.status import CameraStatus, LabelMessage, Liveness, SystemStatus
 from mbr_live.types import RATE_FPS, Decision
-from mbr_live.wire import BadMessage, End, FrameHeader, FrameReceiver, Header, Heartbeat, StatusPublisher, frame_of
+from mbr_live.wire import (
+    BadMessage,
+    CameraReport,
+    End,
+    FrameHeader,
+    FrameReceiver,
+    Header,
+    Heartbeat,
+    StatusPublisher,
+    frame_of,
+)
 
 TIMINGS_SUFFIX = ".timings.csv"
 TIMINGS_HEADER = "frame,capture_to_receive_ms,capture_to_label_ms"
@@ -95,6 +105,7 @@ class Lane:
         self.refused: Counter[str] = Counter()
         self.session: str | None = None  # the capture process that sends
         self.ended = False
+        self.report = CameraReport()
         self.last_frame_s: float | None = None
         self._recent_s: deque[float] = deque(maxlen=int(_FPS_OVER_S * RATE_FPS) * 4)
         self._size: tuple[int, int] | None = None  # height and width of the first frame
@@ -136,9 +147,15 @@ class Lane:
         self._recent_s.append(self.last_frame_s)
         return latency_ms
 
+    def hear(self, message: Heartbeat | End) -> None:
+        """Take what the capture process says of itself and of its camera."""
+        self.report = message.report
+        self.run.capture, self.run.outages = message.counts.model_dump(), dict(message.report.outages)
+        self.run.clock = message.report.clock or self.run.clock
+
     def finish(self, end: End) -> list[Decision]:
         """Take the end of the session: account for the last ticks, which no frame will serve any more."""
-        self.run.capture = end.counts.model_dump()
+        self.hear(end)
         self.ended = True
         ticks = end.last_index - self.state.last_index
         if ticks > MAX_JUMP_TICKS:
@@ -164,6 +181,11 @@ class Lane:
             latency=self.latency.summary(),
             rows=dict(self._log.rows),
             drops={**drops, **self.refused},
+            lost=self.report.lost,
+            lost_for_s=self.report.lost_for_s,
+            detail=self.report.detail,
+            outages=self.report.outages,
+            source_fps=self.report.source_fps,
         )
 
     def _liveness(self, now_s: float) -> Liveness:
@@ -238,7 +260,7 @@ class _Service:
             case FrameHeader() if pixels is not None:
                 self._label(lane, header, pixels)
             case Heartbeat():
-                lane.run.capture = header.counts.model_dump()
+                lane.hear(header)
             case End():
                 self._tell(lane, lane.finish(header))
 
