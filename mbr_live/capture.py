@@ -20,9 +20,10 @@ import av
 from av.video.stream import VideoStream
 
 from mbr_live.config import Camera, Config, Loss
+from mbr_live.keys import load_keys
 from mbr_live.live_camera import CameraHangs, LiveCamera, SessionEnd
 from mbr_live.outages import OUTAGES_SUFFIX, OutageLog
-from mbr_live.processes import begin_afresh, end_now, stop_signal
+from mbr_live.processes import begin_afresh, end_now, notify, stop_signal
 from mbr_live.reader import Chosen
 from mbr_live.sampler import SamplerState
 from mbr_live.sinks import append, cut_torn_row
@@ -48,15 +49,17 @@ def capture(config: Config, camera: Camera) -> None:
 
 def _capture(config: Config, camera: Camera) -> bool:
     """True if a thread was left behind that hangs."""
+    keys = load_keys(config.wire.keys)
     config.out.mkdir(parents=True, exist_ok=True)
     with (
         closing(Journal(config.out / f"{camera.name}{JOURNAL_SUFFIX}")) as journal,
         closing(OutageLog(config.out / f"{camera.name}{OUTAGES_SUFFIX}")) as outages,
-        closing(FrameSender(config.wire.frames, camera.name, secrets.token_hex(8))) as sender,
+        closing(FrameSender(config.wire.frames, camera.name, secrets.token_hex(8), keys)) as sender,
         closing(Recorder(config.out, camera.name, camera.record)) as recorder,
         stop_signal() as stop,
     ):
         work = _Capture(camera, journal, sender, recorder)
+        notify("READY=1")
         with closing(LiveCamera(camera, outages, journal.end)) as live:
             while not (stop.requested or live.ended):
                 chosen = live.poll(_LOOK_EVERY_S)
@@ -110,6 +113,7 @@ class _Capture:
         now_s = time.monotonic()
         if now_s >= self._next_beat_s:
             self._next_beat_s = now_s + HEARTBEAT_S
+            notify("WATCHDOG=1")
             self._sender.heartbeat(CaptureCounts(**self._counts), live.report(now_s))
 
 

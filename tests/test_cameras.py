@@ -20,14 +20,14 @@ from live import mbr_live, simulated, system_config
 
 from mbr_live import live_camera
 from mbr_live.bundle import Bundle
-from mbr_live.config import BaslerCamera, Camera, MjpegCamera, OpenCvCamera, RtspCamera
+from mbr_live.config import BaslerCamera, Camera, Config, MjpegCamera, OpenCvCamera, RtspCamera
 from mbr_live.live_camera import LONGEST_PAUSE_S, CameraHangs, LiveCamera, SessionEnd, pause_s
 from mbr_live.outages import Outage, OutageLog, read_events, read_outages
-from mbr_live.reader import Chosen
+from mbr_live.processes import Child
 from mbr_live.run import System
 from mbr_live.sampler import SamplerState
 from mbr_live.sinks import gap_ranges, read_labels, read_run
-from mbr_live.sources import read_journal
+from mbr_live.sources import Recording, read_journal
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +166,13 @@ def test_mjpeg_with_a_login_and_another_size(pictures: Path, tmp_path: Path, dem
     assert not [content for content in written if secret.encode() in content]
 
 
+def written(config: Config) -> Path:
+    """The configuration as a file."""
+    path = config.out / "system.json"
+    path.write_text(config.model_dump_json())
+    return path
+
+
 @pytest.fixture
 def mjpeg_server(pictures: Path) -> Iterator[MjpegServer]:
     with closing(MjpegServer(pictures, login="lab:right").start()) as server:
@@ -209,20 +216,25 @@ def test_a_password_in_an_address_is_refused(tmp_path: Path) -> None:
 def test_an_emulated_basler_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pypylon", reason="no pypylon (pip install 'mbr-live[basler]')")
     monkeypatch.setenv("PYLON_CAMEMU", "2")
-    source = BaslerCamera(kind="basler", serial="0815-0001", fps=25)
-    camera = Camera(name="cage", source=source)
-    chosen: list[Chosen] = []
-    with (
-        closing(OutageLog(tmp_path / "cage.outages.csv")) as outages,
-        closing(LiveCamera(camera, outages, None)) as live,
-    ):
-        while len(chosen) < 20:
-            each = live.poll(0.1)
-            chosen += [each] if each else []
-        assert live.report(time.monotonic()).source_fps == pytest.approx(25, abs=4)
-    assert [each.index for each in chosen] == list(range(20))
-    assert {each.pixels.shape for each in chosen} == {(1040, 1024, 3)}
-    assert {each.clock for each in chosen} == {"host"}  # an emulated camera has no clock of its own
+    camera = Camera(name="cage", source=BaslerCamera(kind="basler", serial="0815-0001", fps=25), record=True)
+    config = system_config(tmp_path / "live", camera)
+    config.out.mkdir()
+    child = Child("cage", ("capture", str(written(config)), "cage"), tmp_path / "log")
+    child.start()  # without inference, whose cost of these pictures, a moving pattern, is not what is tested
+    journal = config.out / "cage.frames.csv"
+    give_up_s = time.monotonic() + 30
+    while not (journal.exists() and journal.read_text().count("\n") > 20):
+        assert time.monotonic() < give_up_s, child.last_words()
+        time.sleep(0.05)
+    child.ask_to_stop()
+    assert child.wait(10)
+    assert child.ended_well, child.last_words()
+    rows = list(read_journal(journal))
+    assert [index for index, _, _ in rows] == list(range(len(rows)))
+    assert 2.0 < rows[-1][1] / rows[-1][0] < 3.0  # frames of the camera for each tick: all are drained
+    assert next(iter(Recording(journal).frames("cage"))).pixels.shape == (1040, 1024, 3)
+    (began,) = read_events(config.out / "cage.outages.csv")
+    assert began.detail == "host clock"  # an emulated camera has no clock of its own
     (tmp_path / "two").mkdir()
     which = wrong_camera(tmp_path / "two", '{ kind = "basler" }')
     assert "0815-0000, 0815-0001" in which.stderr
