@@ -19,10 +19,13 @@ from pathlib import Path
 import av
 from av.video.stream import VideoStream
 
+from mbr_live.blindness import BlindState, is_blind
+from mbr_live.calibration import load_reference
+from mbr_live.camera_log import CAMERA_LOG_SUFFIX, CameraLog
 from mbr_live.config import Camera, Config, Loss
+from mbr_live.health import LOOK_EVERY_S, HealthState, Reference, assess, look_at, opened_anew
 from mbr_live.keys import load_keys
 from mbr_live.live_camera import CameraHangs, LiveCamera, SessionEnd
-from mbr_live.outages import OUTAGES_SUFFIX, OutageLog
 from mbr_live.processes import begin_afresh, end_now, notify, stop_signal
 from mbr_live.reader import Chosen
 from mbr_live.sampler import SamplerState
@@ -53,20 +56,24 @@ def _capture(config: Config, camera: Camera) -> bool:
     config.out.mkdir(parents=True, exist_ok=True)
     with (
         closing(Journal(config.out / f"{camera.name}{JOURNAL_SUFFIX}")) as journal,
-        closing(OutageLog(config.out / f"{camera.name}{OUTAGES_SUFFIX}")) as outages,
+        closing(CameraLog(config.out / f"{camera.name}{CAMERA_LOG_SUFFIX}")) as outages,
         closing(FrameSender(config.wire.frames, camera.name, secrets.token_hex(8), keys)) as sender,
         closing(Recorder(config.out, camera.name, camera.record)) as recorder,
         stop_signal() as stop,
     ):
         work = _Capture(camera, journal, sender, recorder)
+        health = Health(camera.name, outages, load_reference(config.calibration, camera.name))
         notify("READY=1")
         with closing(LiveCamera(camera, outages, journal.end)) as live:
             while not (stop.requested or live.ended):
                 chosen = live.poll(_LOOK_EVERY_S)
                 if chosen is not None:
                     work.take(chosen)
-                work.beat(live)
-        work.finish(live)
+                    health.take(chosen, live.source_fps(time.monotonic()))
+                if live.lost is not None:
+                    health.lost()
+                work.beat(live, health)
+        work.finish(live, health)
     return live.hangs
 
 
@@ -92,10 +99,11 @@ class _Capture:
         self._send(frame, chosen.captured_ns)
         self._recorder.keep(frame.index, frame.pixels)
 
-    def finish(self, live: LiveCamera) -> None:
+    def finish(self, live: LiveCamera, health: Health) -> None:
         """Tell inference that no more frames follow."""
         last_index, origin_ns = (self._state.last_index, self._state.origin_ns) if self._state else (-1, 0)
-        if not self._sender.end(last_index, origin_ns, CaptureCounts(**self._counts), live.report(time.monotonic())):
+        report = live.report(time.monotonic(), health.raised)
+        if not self._sender.end(last_index, origin_ns, CaptureCounts(**self._counts), report):
             _log.warning("%s: inference did not take the end of the session", self._camera)
         _log.info("%s: %s", self._camera, self._counts)
 
@@ -108,13 +116,47 @@ class _Capture:
         else:
             self._counts["dropped_queue_full"] += 1
 
-    def beat(self, live: LiveCamera) -> None:
+    def beat(self, live: LiveCamera, health: Health) -> None:
         """Once a second, tell inference that this process lives, and how the camera is."""
         now_s = time.monotonic()
         if now_s >= self._next_beat_s:
             self._next_beat_s = now_s + HEARTBEAT_S
             notify("WATCHDOG=1")
-            self._sender.heartbeat(CaptureCounts(**self._counts), live.report(now_s))
+            self._sender.heartbeat(CaptureCounts(**self._counts), live.report(now_s, health.raised))
+
+
+class Health:
+    """Whether the pictures of the camera are as they should be; what is raised and cleared goes into its log."""
+
+    def __init__(self, camera: str, log: CameraLog, reference: Reference | None) -> None:
+        self._camera, self._camera_log, self._reference = camera, log, reference
+        self._state, self._blind = HealthState(), BlindState()
+        self._next_look_s = 0.0
+
+    @property
+    def raised(self) -> dict[str, str]:
+        """Names and texts of the alarms that are raised."""
+        return self._state.raised
+
+    def take(self, chosen: Chosen, source_fps: float | None) -> None:
+        """Look at a frame, if it is time to."""
+        blind, self._blind = is_blind(chosen.pixels, self._blind)
+        now_s = time.monotonic()
+        if now_s < self._next_look_s:
+            return
+        self._next_look_s = now_s + LOOK_EVERY_S
+        before = self._state.raised
+        look = None if blind else look_at(chosen.pixels)
+        self._state = assess(now_s, look, self._blind.why, source_fps, self._reference, self._state)
+        after = self._state.raised
+        for name in sorted(before.keys() ^ after.keys()):
+            text = after.get(name, before.get(name, ""))
+            self._camera_log.alarm(chosen.time_ns, chosen.index, name, text, raised=name in after)
+            _log.warning("%s: %s %s: %s", self._camera, name, "raised" if name in after else "cleared", text)
+
+    def lost(self) -> None:
+        """What comes next may be another camera."""
+        self._state = opened_anew(self._state)
 
 
 def _losses(loss: Loss | None) -> Iterator[bool]:

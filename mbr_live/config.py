@@ -184,6 +184,7 @@ class Config(_Section):
 
     out: Path  # folder of the logs
     bundle: Path = DEMO_BUNDLE
+    calibration: Path = Path("calibration")  # folder of what `mbr-live calibrate camera` wrote
     wire: Wire = Wire()
     monitor: Monitor | None = None
     camera: Annotated[tuple[Camera, ...], Field(min_length=1, max_length=256)]

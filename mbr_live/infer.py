@@ -16,6 +16,7 @@ from io import FileIO
 from pathlib import Path
 
 from mbr_live.bundle import check_live, load_bundle
+from mbr_live.calibration import windows_px
 from mbr_live.config import Camera, Config
 from mbr_live.engine import OpenVinoEngine
 from mbr_live.keys import load_keys
@@ -69,8 +70,7 @@ def infer(config: Config) -> None:
     keys = load_keys(config.wire.keys)
     config.out.mkdir(parents=True, exist_ok=True)
     engine = OpenVinoEngine(bundle)
-    windows = {camera.name: camera.window_px for camera in config.camera if camera.window_px is not None}
-    pipeline = Pipeline(bundle.manifest, engine, windows)
+    pipeline = Pipeline(bundle.manifest, engine, windows_px(config))
     with ExitStack() as stack:
         # Sockets first: an address in use must leave no files behind.
         receiver = stack.enter_context(closing(FrameReceiver(config.wire.frames, keys)))
@@ -193,6 +193,7 @@ class Lane:
             detail=self.report.detail,
             outages=self.report.outages,
             source_fps=self.report.source_fps,
+            alarms=self.report.alarms,
         )
 
     def _liveness(self, now_s: float) -> Liveness:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from mbr_live.camera_errors import CameraLost, Cause
+from mbr_live.camera_log import CameraLog
 from mbr_live.cameras import open_camera
 from mbr_live.config import Camera, VideoSource
-from mbr_live.outages import OutageLog
 from mbr_live.reader import Chosen, Reader, SourceEnded
 from mbr_live.sampler import SamplerState
 from mbr_live.types import RATE_FPS
@@ -81,7 +81,7 @@ class SourceRate:
 class LiveCamera:
     """Frames of one camera, whatever happens to it."""
 
-    def __init__(self, camera: Camera, outages: OutageLog, end: SessionEnd | None) -> None:
+    def __init__(self, camera: Camera, outages: CameraLog, end: SessionEnd | None) -> None:
         """`end` is of the session so far; None where it begins."""
         self._camera, self._outages, self._end = camera, outages, end
         self._is_file = isinstance(camera.source, VideoSource)
@@ -124,7 +124,11 @@ class LiveCamera:
         """Whether a library's call has still not returned."""
         return bool(self._hanging())
 
-    def report(self, now_s: float) -> CameraReport:
+    def source_fps(self, now_s: float) -> float | None:
+        """Frames a second that the camera delivers; None while that is not known, and of a file."""
+        return None if self._is_file else self._rate.fps(now_s) or None
+
+    def report(self, now_s: float, alarms: dict[str, str]) -> CameraReport:
         """How the camera is at `now_s` of the monotonic clock."""
         lost = self.lost
         return CameraReport(
@@ -134,6 +138,7 @@ class LiveCamera:
             detail=lost.text[:MAX_DETAIL] if lost else "",
             outages=dict(self._outages.counts),
             source_fps=self._rate.fps(now_s),
+            alarms=alarms,
         )
 
     def _open(self, now_s: float) -> None:

@@ -43,6 +43,7 @@ class CameraStatus(BaseModel):
     detail: str = ""  # of that
     outages: dict[str, int] = {}  # how often it was lost, by cause
     source_fps: float = 0.0  # frames that the camera itself delivers
+    alarms: dict[str, str] = {}  # what is wrong with its pictures: blind, blurred, moved, slow
     drops: dict[str, int] = {}  # frames and ticks without a label, by cause
 
 

@@ -20,9 +20,9 @@ from live import mbr_live, simulated, system_config
 
 from mbr_live import live_camera
 from mbr_live.bundle import Bundle
+from mbr_live.camera_log import CameraLog, Outage, read_events, read_outages
 from mbr_live.config import BaslerCamera, Camera, Config, MjpegCamera, OpenCvCamera, RtspCamera
 from mbr_live.live_camera import LONGEST_PAUSE_S, CameraHangs, LiveCamera, SessionEnd, pause_s
-from mbr_live.outages import Outage, OutageLog, read_events, read_outages
 from mbr_live.processes import Child
 from mbr_live.run import System
 from mbr_live.sampler import SamplerState
@@ -65,19 +65,19 @@ def goes_on(system: System, name: str, frames: int = 10) -> None:
 
 
 def is_lost(system: System, name: str) -> None:
-    path = system.config.out / f"{name}.outages.csv"
+    path = system.config.out / f"{name}.camera.csv"
     until(system, lambda: path.exists() and list(read_events(path))[-1].event == "lost")
 
 
 def causes(out: Path, name: str) -> list[str]:
-    return [outage.cause for outage in read_outages(out / f"{name}.outages.csv")]
+    return [outage.cause for outage in read_outages(out / f"{name}.camera.csv")]
 
 
 def every_gap_is_in_the_outage_log(out: Path, name: str) -> None:
     """Every tick is there once; outages are gaps of known length, and no gap of a second is anything else."""
     rows = list(read_labels(out / f"{name}.labels.csv"))
     assert [row.index for row in rows] == list(range(len(rows)))
-    outages = read_outages(out / f"{name}.outages.csv")
+    outages = read_outages(out / f"{name}.camera.csv")
     missed = {tick for first, last in gap_ranges(rows) for tick in range(first, last + 1)}
     for outage in outages:
         assert outage.last_frame is not None
@@ -233,7 +233,7 @@ def test_an_emulated_basler_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert [index for index, _, _ in rows] == list(range(len(rows)))
     assert 2.0 < rows[-1][1] / rows[-1][0] < 3.0  # frames of the camera for each tick: all are drained
     assert next(iter(Recording(journal).frames("cage"))).pixels.shape == (1040, 1024, 3)
-    (began,) = read_events(config.out / "cage.outages.csv")
+    (began,) = read_events(config.out / "cage.camera.csv")
     assert began.detail == "host clock"  # an emulated camera has no clock of its own
     (tmp_path / "two").mkdir()
     which = wrong_camera(tmp_path / "two", '{ kind = "basler" }')
@@ -252,14 +252,14 @@ def test_a_call_that_never_returns_is_given_up(tmp_path: Path, monkeypatch: pyte
     os.mkfifo(pipe)
     camera = Camera(name="cage", source=OpenCvCamera(kind="opencv", device=str(pipe), backend="ffmpeg"))
     end = SessionEnd(SamplerState(0, 7, None), 8, 700_000_000)
-    with closing(OutageLog(tmp_path / "cage.outages.csv")) as outages, pytest.raises(CameraHangs):
+    with closing(CameraLog(tmp_path / "cage.camera.csv")) as outages, pytest.raises(CameraHangs):
         live = LiveCamera(camera, outages, end)
         while True:
             live.poll(0.1)
     assert live.lost is not None
     assert live.lost.attempts >= 2
     assert live.hangs
-    assert read_outages(tmp_path / "cage.outages.csv") == [Outage("process", 8, None, None)]
+    assert read_outages(tmp_path / "cage.camera.csv") == [Outage("process", 8, None, None)]
     for _ in range(live.lost.attempts + 1):  # let the threads that hang go
         with suppress(OSError):
             os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))

@@ -1,4 +1,4 @@
-"""The log of a camera's connection: `<camera>.outages.csv`, a row when it is lost and a row when it is back.
+"""The log of one camera: `<camera>.camera.csv`, a row when it is lost, when it is back, and for every alarm.
 
 A row is one write, as in every log, so a process that is killed in the middle of an outage leaves its cause behind.
 """
@@ -15,18 +15,18 @@ from mbr_live.camera_errors import Cause
 from mbr_live.sinks import append, cut_torn_row
 from mbr_live.types import MbrError
 
-OUTAGES_SUFFIX = ".outages.csv"
-OUTAGES_HEADER = "event,time_ns,frame,cause,width_px,height_px,detail"
+CAMERA_LOG_SUFFIX = ".camera.csv"
+CAMERA_LOG_HEADER = "event,time_ns,frame,cause,width_px,height_px,detail"
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One row. `frame` is the tick that was served last before, or first after."""
+    """One row. `frame` is the tick that was served last before "lost", first after it, or at an alarm."""
 
-    event: str  # "began", "lost", "back"
+    event: str  # "began", "lost", "back", "alarm", "cleared"
     time_ns: int  # capture time of that frame
     frame: int
-    cause: str = ""  # of "lost"
+    cause: str = ""  # of "lost"; name of an alarm
     width_px: int = 0  # of the pictures, of "began" and "back"
     height_px: int = 0
     detail: str = ""
@@ -47,7 +47,7 @@ class Outage:
     duration_s: float | None  # from the last frame before it to the first after it
 
 
-class OutageLog:
+class CameraLog:
     """Writes the log of one camera, or goes on with the one that is there."""
 
     def __init__(self, path: Path) -> None:
@@ -59,7 +59,8 @@ class OutageLog:
             events = list(read_events(path))
         self.counts = Counter(event.cause for event in events if event.event == "lost")
         self.began = next((event for event in events if event.event == "began"), None)
-        self.open_cause: str | None = events[-1].cause if events and events[-1].event == "lost" else None
+        connections = [event for event in events if event.event in ("began", "lost", "back")]
+        self.open_cause = connections[-1].cause or None if connections else None  # only of "lost"
 
     def began_with(self, time_ns: int, frame: int, width_px: int, height_px: int, clock: str) -> None:
         """The first frame of the session; pictures keep its size from now on."""
@@ -77,11 +78,15 @@ class OutageLog:
         self._append(Event("back", time_ns, frame, "", width_px, height_px, detail))
         self.open_cause = None
 
+    def alarm(self, time_ns: int, frame: int, name: str, detail: str, *, raised: bool) -> None:
+        """Something is wrong with the pictures, or is so no more."""
+        self._append(Event("alarm" if raised else "cleared", time_ns, frame, name, 0, 0, detail))
+
     def _append(self, event: Event) -> None:
         if self._file is None:
             self._file = FileIO(self._path, "a")
             if self._path.stat().st_size == 0:
-                append(self._file, OUTAGES_HEADER + "\n")
+                append(self._file, CAMERA_LOG_HEADER + "\n")
         append(self._file, event.row())
 
     def close(self) -> None:
@@ -94,8 +99,8 @@ def read_events(path: Path) -> Iterator[Event]:
     """The rows of an outage log; MbrError when it is not one."""
     with path.open() as lines:
         header = next(lines, "").rstrip("\n")
-        if header != OUTAGES_HEADER:
-            raise MbrError(f"{path}: found the header {header[:60]!r}, expected {OUTAGES_HEADER!r}. Check the file.")
+        if header != CAMERA_LOG_HEADER:
+            raise MbrError(f"{path}: found the header {header[:60]!r}, expected {CAMERA_LOG_HEADER!r}. Check the file.")
         for line in lines:
             yield _event(path, line.rstrip("\n"))
 
@@ -108,7 +113,8 @@ def read_outages(path: Path) -> list[Outage]:
         if event.event == "back" and lost is not None:
             duration_s = (event.time_ns - lost.time_ns) / 1e9
             found.append(Outage(lost.cause, lost.frame + 1, event.frame - 1, duration_s))
-        lost = event if event.event == "lost" else None
+        if event.event in ("lost", "back"):
+            lost = event if event.event == "lost" else None
     return found + ([Outage(lost.cause, lost.frame + 1, None, None)] if lost else [])
 
 
