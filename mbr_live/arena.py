@@ -14,6 +14,9 @@ from mbr_live.types import Image, MbrError
 
 _LOOK_PX = 320
 _LEAST, _MOST = 0.1, 0.95  # of the picture
+_MIDDLE = 0.8  # of the middle fifth that an arena fills
+_BORDERING = 0.4  # of its edge that may lie along the border of the picture
+_LEVELS = 16
 _ROUND = 0.94  # of its circle that a round arena fills; a square fills 0.64
 _SOLID = 0.85  # of its convex hull that an arena fills
 _CLEAR = 15.0  # grey levels between the two sides of its edge, at least
@@ -22,17 +25,18 @@ _CLEAR = 15.0  # grey levels between the two sides of its edge, at least
 def find_arena(picture: Image) -> Arena | None:
     """The arena in a picture without the animal, uint8 [H, W, 3] RGB; None where nothing looks like one.
 
-    The larger side of Otsu's threshold that holds the middle of the picture, if its edge is clear and its form simple.
+    Of the parts lighter, or darker, than some level that hold the middle of the picture and are of simple form, the one
+    with the clearest edge.
     """
     scale = picture.shape[1] / _LOOK_PX
     size = (_LOOK_PX, max(1, round(picture.shape[0] / scale)))
     grey = cv2.GaussianBlur(cv2.cvtColor(cv2.resize(picture, size), cv2.COLOR_RGB2GRAY), (0, 0), 2)
     best, clearest = None, _CLEAR
     for kind in (cv2.THRESH_BINARY, cv2.THRESH_BINARY_INV):
-        _, mask = cv2.threshold(grey, 0, 255, kind | cv2.THRESH_OTSU)
-        outline = _outline(np.asarray(mask, dtype=np.uint8))
-        if outline is not None:
-            contrast = _contrast(np.asarray(grey, dtype=np.uint8), outline)
+        for level in np.linspace(*np.percentile(grey, (2, 98)), _LEVELS + 2)[1:-1]:
+            _, mask = cv2.threshold(grey, level, 255, kind)
+            outline = _outline(np.asarray(mask, dtype=np.uint8))
+            contrast = 0.0 if outline is None else _contrast(np.asarray(grey, dtype=np.uint8), outline)
             if contrast > clearest:
                 best, clearest = outline, contrast
     return None if best is None else _simplest(best, scale)
@@ -65,7 +69,9 @@ def _outline(mask: Grey) -> NDArray[np.int32] | None:
         area = cv2.contourArea(contour)
         if not _LEAST < area / mask.size < _MOST:
             continue
-        if cv2.pointPolygonTest(contour, (width / 2, height / 2), False) < 0:
+        middle = (slice(2 * height // 5, 3 * height // 5), slice(2 * width // 5, 3 * width // 5))
+        filled = cv2.drawContours(np.zeros_like(mask), [contour], -1, 255, cv2.FILLED)
+        if np.mean((filled[middle] > 0) & (closed[middle] > 0)) < _MIDDLE:
             continue
         if area > _SOLID * cv2.contourArea(cv2.convexHull(contour)):
             return np.asarray(contour, dtype=np.int32)
@@ -73,14 +79,19 @@ def _outline(mask: Grey) -> NDArray[np.int32] | None:
 
 
 def _contrast(grey: Grey, outline: NDArray[np.int32]) -> float:
-    """Mean difference of grey between the two sides of an outline."""
+    """Mean difference of grey between the two sides of an outline; along the border of the picture there is none."""
     inside = cv2.drawContours(np.zeros_like(grey), [outline], -1, 255, cv2.FILLED)
     kernel = np.ones((11, 11), np.uint8)
     rim_in = cv2.subtract(inside, cv2.erode(inside, kernel))
     rim_out = cv2.subtract(cv2.dilate(inside, kernel), inside)
     if not rim_out.any():
         return 0.0
-    return abs(cv2.mean(grey, mask=rim_in)[0] - cv2.mean(grey, mask=rim_out)[0])
+    height, width = grey.shape
+    x, y = outline[:, 0, 0], outline[:, 0, 1]
+    bordering = float(np.mean((x <= 1) | (y <= 1) | (x >= width - 2) | (y >= height - 2)))
+    if bordering > _BORDERING:
+        return 0.0
+    return (1 - bordering) * abs(cv2.mean(grey, mask=rim_in)[0] - cv2.mean(grey, mask=rim_out)[0])
 
 
 def _simplest(outline: NDArray[np.int32], scale: float) -> Arena:

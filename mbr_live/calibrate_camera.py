@@ -43,6 +43,7 @@ class _Seen:
 
     pictures: list[Image]  # KEPT_PICTURES of them, evenly over the time
     sighting: Sighting  # the last one
+    shown: Image  # the picture of it, or the last
     window_px: int | None
 
 
@@ -87,6 +88,7 @@ def calibrate_camera_program(
 def _look(camera: Camera, frames: int) -> _Seen:
     state, sighting, blind = locate.initial_state(), NOT_FOUND, BlindState()
     pictures: list[Image] = []
+    shown: Image = np.zeros((0, 0, 3), np.uint8)
     seen = 0
     for pixels in track(_pictures(camera, frames), f"looking at {camera.name}", total=frames):
         is_dark, blind = is_blind(pixels, blind)
@@ -96,7 +98,8 @@ def _look(camera: Camera, frames: int) -> _Seen:
                 "are recorded. Check light, lens and exposure."
             )
         found, state = locate.locate(pixels, state)
-        sighting = found if found.found else sighting
+        if found.found or not sighting.found:
+            sighting, shown = found, pixels
         if seen % max(1, frames // KEPT_PICTURES) == 0 and len(pictures) < KEPT_PICTURES:
             pictures.append(pixels)
         seen += 1
@@ -105,7 +108,7 @@ def _look(camera: Camera, frames: int) -> _Seen:
             f"camera {camera.name}: only {seen} pictures came before it ended, {KEPT_PICTURES} are needed. Give a "
             "longer recording."
         )
-    return _Seen(pictures, sighting, locate.window_px(state))
+    return _Seen(pictures, sighting, shown, locate.window_px(state))
 
 
 def _pictures(camera: Camera, frames: int) -> Iterator[Image]:
@@ -142,7 +145,7 @@ def _write(folder: Path, calibration: Calibration, reference: Image, overlay: Im
 
 def _overlay(seen: _Seen, calibration: Calibration) -> Image:
     """The last picture with what was found drawn on it."""
-    picture = seen.pictures[-1].copy()
+    picture = seen.shown.copy()
     width = max(1, picture.shape[1] // 320)
     if calibration.arena:
         _draw_arena(picture, calibration.arena, width)
