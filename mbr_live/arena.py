@@ -31,9 +31,10 @@ def find_arena(picture: Image) -> Arena | None:
     scale = picture.shape[1] / _LOOK_PX
     size = (_LOOK_PX, max(1, round(picture.shape[0] / scale)))
     grey = cv2.GaussianBlur(cv2.cvtColor(cv2.resize(picture, size), cv2.COLOR_RGB2GRAY), (0, 0), 2)
+    low, high = np.percentile(grey, (2, 98))
     best, clearest = None, _CLEAR
     for kind in (cv2.THRESH_BINARY, cv2.THRESH_BINARY_INV):
-        for level in np.linspace(*np.percentile(grey, (2, 98)), _LEVELS + 2)[1:-1]:
+        for level in np.linspace(float(low), float(high), _LEVELS + 2)[1:-1]:
             _, mask = cv2.threshold(grey, level, 255, kind)
             outline = _outline(np.asarray(mask, dtype=np.uint8))
             contrast = 0.0 if outline is None else _contrast(np.asarray(grey, dtype=np.uint8), outline)
