@@ -15,12 +15,13 @@ from mbr_live.status import CameraStatus, SystemStatus
 
 SILENT_AFTER_S = 5.0  # inference speaks once a second
 
-Kind = Literal["inference_silent", "camera_silent", "nothing_classified", "frames_dropped"]
+Kind = Literal["inference_silent", "camera_silent", "nothing_classified", "frames_dropped", "recording_stopped"]
 _TEXTS: dict[Kind, str] = {
     "inference_silent": "inference says nothing: it died, hangs, or cannot be reached",
     "camera_silent": "no frames come from the camera",
     "nothing_classified": "frames come, and none of them gets a label",
     "frames_dropped": "frames are lost between camera and label",
+    "recording_stopped": "pictures are not recorded, for lack of room on the disk; labels go on",
 }
 
 
@@ -103,6 +104,8 @@ def _conditions(before: CameraStatus | None, now: CameraStatus) -> Iterator[Kind
         return
     if sum(now.drops.values()) > sum(before.drops.values()):
         yield "frames_dropped"
+    if now.unrecorded > before.unrecorded:
+        yield "recording_stopped"
     classified, rows = (_grown(before, now, *names) for names in (("ok", "warmup"), tuple(now.rows)))
     if now.state == "live" and rows and not classified:
         yield "nothing_classified"

@@ -12,12 +12,8 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from fractions import Fraction
 from io import FileIO
 from pathlib import Path
-
-import av
-from av.video.stream import VideoStream
 
 from mbr_live.blindness import BlindState, is_blind
 from mbr_live.calibration import load_reference
@@ -28,10 +24,11 @@ from mbr_live.keys import load_keys
 from mbr_live.live_camera import CameraHangs, LiveCamera, SessionEnd
 from mbr_live.processes import begin_afresh, end_now, notify, stop_signal
 from mbr_live.reader import Chosen
+from mbr_live.recorder import Recorder
 from mbr_live.sampler import SamplerState
 from mbr_live.sinks import append, cut_torn_row
 from mbr_live.sources import JOURNAL_HEADER, JOURNAL_SUFFIX, journal_ends
-from mbr_live.types import RATE_FPS, Frame, Image
+from mbr_live.types import Frame
 from mbr_live.wire import CaptureCounts, FrameSender
 
 HEARTBEAT_S = 1.0
@@ -58,7 +55,7 @@ def _capture(config: Config, camera: Camera) -> bool:
         closing(Journal(config.out / f"{camera.name}{JOURNAL_SUFFIX}")) as journal,
         closing(CameraLog(config.out / f"{camera.name}{CAMERA_LOG_SUFFIX}")) as outages,
         closing(FrameSender(config.wire.frames, camera.name, secrets.token_hex(8), keys)) as sender,
-        closing(Recorder(config.out, camera.name, camera.record)) as recorder,
+        closing(Recorder(config.out, camera.name, camera.record, config.recording)) as recorder,
         stop_signal() as stop,
     ):
         work = _Capture(camera, journal, sender, recorder)
@@ -97,7 +94,8 @@ class _Capture:
         self._journal.note(frame)
         self._counts["sampled"] += 1 + chosen.unqueued
         self._send(frame, chosen.captured_ns)
-        self._recorder.keep(frame.index, frame.pixels)
+        self._recorder.keep(frame)
+        self._counts.update(recorded=self._recorder.recorded, unrecorded=self._recorder.unrecorded)
 
     def finish(self, live: LiveCamera, health: Health) -> None:
         """Tell inference that no more frames follow."""
@@ -193,38 +191,3 @@ class Journal:
         """Close the file."""
         if self._file is not None:
             self._file.close()
-
-
-class Recorder:
-    """The 10 fps frames as lossless H.264 (RGB), one segment per capture process: `<camera>.<first tick>.mkv`."""
-
-    def __init__(self, out: Path, camera: str, wanted: bool) -> None:
-        self._out, self._camera, self._wanted = out, camera, wanted
-        self._container: av.container.OutputContainer | None = None
-        self._stream: VideoStream | None = None
-
-    def keep(self, index: int, pixels: Image) -> None:
-        """Append one picture; the first one opens the segment."""
-        if not self._wanted:
-            return
-        if self._container is None or self._stream is None:
-            self._container, self._stream = self._open(index, pixels)
-        picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        self._container.mux(self._stream.encode(picture))
-
-    def _open(self, index: int, pixels: Image) -> tuple[av.container.OutputContainer, VideoStream]:
-        path = self._out / f"{self._camera}.{index}.mkv"
-        # A cluster per picture, flushed: a process that is killed loses the picture it was at, not the segment.
-        options = {"cluster_time_limit": "1", "flush_packets": "1"}
-        container = av.open(str(path), "w", options=options)
-        stream = container.add_stream("libx264rgb", rate=Fraction(RATE_FPS))
-        stream.height, stream.width, stream.pix_fmt = pixels.shape[0], pixels.shape[1], "rgb24"
-        stream.options = {"qp": "0", "preset": "ultrafast", "tune": "zerolatency", "g": "50"}
-        stream.codec_context.thread_count = 1
-        return container, stream
-
-    def close(self) -> None:
-        """Finish the segment."""
-        if self._container is not None and self._stream is not None:
-            self._container.mux(self._stream.encode(None))
-            self._container.close()

@@ -140,7 +140,7 @@ class Camera(_Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
     source: Annotated[CameraSource, Field(discriminator="kind")]
     stall_s: Annotated[float, Field(ge=0.5, le=60)] = 2.0  # without a frame for so long, it is opened anew
-    record: bool = False  # keep the 10 fps frames, lossless
+    record: Literal["off", "h264", "lossless"] = "off"  # keep the 10 fps frames
     window_px: Annotated[int, Field(ge=16, le=4096)] | None = None  # side of the crop window; None: found by itself
     loss: Loss | None = None
 
@@ -165,6 +165,15 @@ class Wire(_Section):
         return self
 
 
+class Recording(_Section):
+    """How long the frames of cameras with `record` are kept."""
+
+    segment_minutes: Annotated[float, Field(gt=0, le=1440)] = 10.0  # length of a file
+    keep_days: Annotated[float, Field(gt=0)] | None = None  # older files go
+    keep_gb: Annotated[float, Field(gt=0)] | None = None  # of each camera; the oldest files go
+    min_free_gb: Annotated[float, Field(ge=0)] = 1.0  # with less room on the disk recording stops, and labels go on
+
+
 class Monitor(_Section):
     """The monitor process: metrics for Prometheus, and a command that is told of alarms."""
 
@@ -186,6 +195,7 @@ class Config(_Section):
     bundle: Path = DEMO_BUNDLE
     calibration: Path = Path("calibration")  # folder of what `mbr-live calibrate camera` wrote
     wire: Wire = Wire()
+    recording: Recording = Recording()
     monitor: Monitor | None = None
     camera: Annotated[tuple[Camera, ...], Field(min_length=1, max_length=256)]
 

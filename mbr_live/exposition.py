@@ -45,16 +45,18 @@ def _of_cameras(cameras: list[CameraStatus]) -> Iterator[Metric]:
     fps = GaugeMetricFamily("mbr_camera_fps", "Labelled frames per second.", labels=["camera"])
     rows = CounterMetricFamily("mbr_label_rows", "Rows of the label log.", labels=["camera", "status"])
     drops = CounterMetricFamily("mbr_dropped_frames", "Frames without a label.", labels=["camera", "cause"])
+    unrecorded = CounterMetricFamily("mbr_unrecorded_frames", "For lack of room on the disk.", labels=["camera"])
     latency = GaugeMetricFamily(
         "mbr_capture_to_label_seconds", "Since inference started.", labels=["camera", "quantile"]
     )
     for camera in cameras:
         up.add_metric([camera.name], float(camera.state == "live"))
         fps.add_metric([camera.name], camera.fps)
+        unrecorded.add_metric([camera.name], camera.unrecorded)
         for status, count in camera.rows.items():
             rows.add_metric([camera.name, status], count)
         for cause, count in camera.drops.items():
             drops.add_metric([camera.name, cause], count)
         for quantile, value_ms in camera.latency.items():
             latency.add_metric([camera.name, quantile.removesuffix("_ms")], value_ms / 1000)
-    yield from (up, fps, rows, drops, latency)
+    yield from (up, fps, rows, drops, unrecorded, latency)

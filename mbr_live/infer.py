@@ -194,6 +194,7 @@ class Lane:
             outages=self.report.outages,
             source_fps=self.report.source_fps,
             alarms=self.report.alarms,
+            unrecorded=self.run.capture.get("unrecorded", 0),
         )
 
     def _liveness(self, now_s: float) -> Liveness:

@@ -45,6 +45,7 @@ class CameraStatus(BaseModel):
     source_fps: float = 0.0  # frames that the camera itself delivers
     alarms: dict[str, str] = {}  # what is wrong with its pictures: blind, blurred, moved, slow
     drops: dict[str, int] = {}  # frames and ticks without a label, by cause
+    unrecorded: int = 0  # pictures that were to be recorded, and for which there was no room
 
 
 class SystemStatus(BaseModel):

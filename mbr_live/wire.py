@@ -72,6 +72,8 @@ class CaptureCounts(BaseModel):
     sent: _Natural = 0
     dropped_queue_full: _Natural = 0  # inference did not keep up, or was not there
     dropped_on_purpose: _Natural = 0  # `replay --drop`
+    recorded: _Natural = 0
+    unrecorded: _Natural = 0  # pictures that could not be kept, for lack of room
 
 
 class CameraReport(BaseModel):

@@ -216,7 +216,7 @@ def test_a_password_in_an_address_is_refused(tmp_path: Path) -> None:
 def test_an_emulated_basler_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pypylon", reason="no pypylon (pip install 'mbr-live[basler]')")
     monkeypatch.setenv("PYLON_CAMEMU", "2")
-    camera = Camera(name="cage", source=BaslerCamera(kind="basler", serial="0815-0001", fps=25), record=True)
+    camera = Camera(name="cage", source=BaslerCamera(kind="basler", serial="0815-0001", fps=25), record="lossless")
     config = system_config(tmp_path / "live", camera)
     config.out.mkdir()
     child = Child("cage", ("capture", str(written(config)), "cage"), tmp_path / "log")
