@@ -70,6 +70,14 @@ def run(config: ConfigFile, seconds: Seconds = None, plain: Plain = False) -> No
 
 
 @app.command()
+def doctor(config: ConfigFile) -> None:
+    """Check cameras, bundle, disk, clock, ports and permissions; exit code 1 where `run` would refuse to start."""
+    from mbr_live.doctor import doctor_program
+
+    raise SystemExit(doctor_program(load_config(config)))
+
+
+@app.command()
 def capture(
     config: ConfigFile, camera: Annotated[str, typer.Argument(help="Name of the camera in the configuration.")]
 ) -> None:
