@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/run-time
 	$(BIN)/mbr-live demo
 
-test: .venv/development
+test: .venv/development .venv/servers
 	$(BIN)/pytest
 
 check: .venv/development
@@ -29,6 +29,19 @@ check: .venv/development
 	@echo "installing the development tools and torch (about 5 GB, once)"
 	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
 	@touch $@ .venv/run-time
+
+# An RTSP server for the tests of cameras, where it can be had; without it they skip, and say so.
+RTSP_SERVER := gir1.2-gst-rtsp-server-1.0 python3-gst-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
+	gstreamer1.0-plugins-ugly
+.venv/servers: .venv/bin/python
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing an RTSP server for the tests"; \
+	  apt-get install --yes --quiet --no-install-recommends $(RTSP_SERVER) >/dev/null 2>&1 \
+	    || { apt-get update >/dev/null 2>&1; \
+	         apt-get install --yes --quiet --no-install-recommends $(RTSP_SERVER) >/dev/null 2>&1; } \
+	    || echo "it cannot be had; the tests that need it will skip"; \
+	fi
+	@touch $@
 
 clean:
 	rm -rf .venv demo-run build dist
