@@ -48,10 +48,12 @@ class LiveSource(Protocol):
     def __iter__(self) -> Iterator[SourceFrame]: ...
 
 
-def open_camera(name: str, source: CameraSource, *, after_ns: int | None = None, stall_s: float = 2.0) -> LiveSource:
+def open_camera(
+    name: str, source: CameraSource, *, after_ns: int | None = None, open_within_s: float = 5.0, stall_s: float = 2.0
+) -> LiveSource:
     """The live source of camera `name`; a file that was played up to time `after_ns` goes on from there.
 
-    `stall_s` is passed on to libraries that know how to give up a read.
+    `open_within_s` and `stall_s` are for libraries that know how to give up opening and reading.
     """
     match source:
         case Simulated():
@@ -61,9 +63,9 @@ def open_camera(name: str, source: CameraSource, *, after_ns: int | None = None,
         case OpenCvCamera():
             return Camera(name, source)
         case RtspCamera():
-            return rtsp(name, source, stall_s)
+            return rtsp(name, source, open_within_s, stall_s)
         case MjpegCamera():
-            return mjpeg(name, source, stall_s)
+            return mjpeg(name, source, open_within_s, stall_s)
         case BaslerCamera():
             return Basler(name, source)
 

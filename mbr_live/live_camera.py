@@ -26,6 +26,8 @@ FIRST_FRAME_WITHIN_S = 15.0  # of opening: some cameras send a picture to begin 
 CLOSE_WITHIN_S = 1.5
 RATE_OVER_S = 5.0
 HANGING_S = 10.0  # a reader that was abandoned so long ago will not return
+OPEN_WITHIN_S = 5.0  # of a network camera of which nothing is known
+QUICKEST_OPEN_S, OPEN_FACTOR, PATIENT_EVERY = 1.5, 4.0, 8
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_SHARE = 0.2, 2.0, 0.1
 
 _log = logging.getLogger(__name__)
@@ -59,6 +61,17 @@ def pause_s(outage_s: float) -> float:
     return min(max(PAUSE_SHARE * outage_s, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
 
 
+def open_within_s(opened_in_s: float | None, attempt: int) -> float:
+    """How long an attempt may take, counted from 0, of a camera that has once been opened in so many seconds.
+
+    Attempts at a dead address should be short, since the camera may be back in the middle of one; but one in a few is
+    patient, for a camera that has become slower.
+    """
+    if opened_in_s is None or attempt % PATIENT_EVERY == PATIENT_EVERY - 1:
+        return OPEN_WITHIN_S
+    return min(max(OPEN_FACTOR * opened_in_s, QUICKEST_OPEN_S), OPEN_WITHIN_S)
+
+
 class SourceRate:
     """How many frames a second the camera itself delivers."""
 
@@ -89,6 +102,7 @@ class LiveCamera:
         self._abandoned: list[tuple[Reader, float]] = []
         self._heard_s = 0.0  # when the reader was opened, or delivered last
         self._delivered = False  # whether it has since it was opened
+        self._opened_in_s: float | None = None  # until the first frame, when it was opened last
         self._retry_at_s = 0.0
         self._clock = ""
         self._rate = SourceRate()
@@ -154,6 +168,7 @@ class LiveCamera:
                 camera.name,
                 camera.source,
                 after_ns=self._end.time_ns if self._end else None,
+                open_within_s=open_within_s(self._opened_in_s, self.lost.attempts if self.lost else 0),
                 stall_s=camera.stall_s,
             ),
             self._end.state if self._end else None,
@@ -225,7 +240,10 @@ class LiveCamera:
 
     def _keep(self, chosen: Chosen) -> None:
         height, width = chosen.pixels.shape[:2]
-        self._heard_s, self._delivered = time.monotonic(), True
+        now_s = time.monotonic()
+        if not self._delivered:
+            self._opened_in_s = now_s - self._heard_s
+        self._heard_s, self._delivered = now_s, True
         self._clock = chosen.clock
         self._rate.add(chosen.source_frames, self._heard_s)
         self._end = SessionEnd(chosen.state, chosen.number + 1, chosen.time_ns)

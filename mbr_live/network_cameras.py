@@ -22,7 +22,6 @@ from mbr_live.config import MjpegCamera, NetworkCamera, RtspCamera
 from mbr_live.sources import Picture
 from mbr_live.types import MbrError, SourceFrame
 
-OPEN_WITHIN_S = 5.0
 AFTER_WATCHDOG_S = 1.0  # so that the watchdog says why, and the abandoned thread ends soon after
 
 _AT_ONCE = {"fflags": "nobuffer", "probesize": "32", "analyzeduration": "0", "fpsprobesize": "0"}
@@ -39,15 +38,15 @@ _CAUSES: tuple[tuple[tuple[type[Exception], ...], Cause, str], ...] = (
 )
 
 
-def rtsp(name: str, source: RtspCamera, stall_s: float) -> NetworkStream:
+def rtsp(name: str, source: RtspCamera, open_within_s: float, stall_s: float) -> NetworkStream:
     """A camera that speaks RTSP; its RTP timestamps give exact intervals."""
     options = _AT_ONCE | {"rtsp_transport": source.transport, "allowed_media_types": "video"}
-    return NetworkStream(name, source, stall_s, format="rtsp", options=options, clock="camera")
+    return NetworkStream(name, source, open_within_s, stall_s, format="rtsp", options=options, clock="camera")
 
 
-def mjpeg(name: str, source: MjpegCamera, stall_s: float) -> NetworkStream:
+def mjpeg(name: str, source: MjpegCamera, open_within_s: float, stall_s: float) -> NetworkStream:
     """A camera that sends JPEG pictures over HTTP; these come without times."""
-    return NetworkStream(name, source, stall_s, format="mpjpeg", options=_AT_ONCE, clock="host")
+    return NetworkStream(name, source, open_within_s, stall_s, format="mpjpeg", options=_AT_ONCE, clock="host")
 
 
 class NetworkStream:
@@ -57,6 +56,7 @@ class NetworkStream:
         self,
         name: str,
         source: NetworkCamera,
+        open_within_s: float,
         stall_s: float,
         *,
         format: Literal["rtsp", "mpjpeg"],
@@ -64,7 +64,8 @@ class NetworkStream:
         clock: Clock,
     ) -> None:
         self.name, self.clock = name, clock
-        self._source, self._stall_s, self._format, self._options = source, stall_s, format, dict(options)
+        self._source, self._format, self._options = source, format, dict(options)
+        self._timeouts_s = (open_within_s, stall_s + AFTER_WATCHDOG_S)
 
     def __iter__(self) -> Iterator[SourceFrame]:
         clock, colours = EpochClock(), VideoReformatter()
@@ -99,7 +100,7 @@ class NetworkStream:
                 self._url(),
                 format=self._format,
                 options=self._options,
-                timeout=(OPEN_WITHIN_S, self._stall_s + AFTER_WATCHDOG_S),
+                timeout=self._timeouts_s,
             )
         except (av.FFmpegError, OSError) as error:
             raise self._lost(error, "does not open") from error

@@ -22,7 +22,16 @@ from mbr_live import live_camera
 from mbr_live.bundle import Bundle
 from mbr_live.camera_log import CameraLog, Outage, read_events, read_outages
 from mbr_live.config import BaslerCamera, Camera, Config, MjpegCamera, OpenCvCamera, RtspCamera
-from mbr_live.live_camera import LONGEST_PAUSE_S, CameraHangs, LiveCamera, SessionEnd, pause_s
+from mbr_live.live_camera import (
+    LONGEST_PAUSE_S,
+    OPEN_WITHIN_S,
+    PATIENT_EVERY,
+    CameraHangs,
+    LiveCamera,
+    SessionEnd,
+    open_within_s,
+    pause_s,
+)
 from mbr_live.processes import Child
 from mbr_live.run import System
 from mbr_live.sampler import SamplerState
@@ -288,6 +297,17 @@ def test_a_process_begins_afresh_with_the_same_words(tmp_path: Path) -> None:
 def test_pauses_grow_and_stay_short(one_s: float, other_s: float) -> None:
     shorter, longer = pause_s(min(one_s, other_s)), pause_s(max(one_s, other_s))
     assert 0 < shorter <= longer <= LONGEST_PAUSE_S
+
+
+@given(st.one_of(st.none(), st.floats(0, 100)), st.integers(0, 1000))
+def test_attempts_are_short_where_the_camera_was_quick_and_patient_now_and_then(
+    opened_in_s: float | None, first: int
+) -> None:
+    limits = [open_within_s(opened_in_s, attempt) for attempt in range(first, first + PATIENT_EVERY)]
+    assert max(limits) == OPEN_WITHIN_S
+    if opened_in_s is not None:
+        assert min(limits) >= min(2 * opened_in_s, OPEN_WITHIN_S)
+        assert opened_in_s > 0.4 or sorted(limits)[:-1] == [min(limits)] * (PATIENT_EVERY - 1)
 
 
 def test_a_process_that_was_killed_is_an_outage(tmp_path: Path) -> None:
