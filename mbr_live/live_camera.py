@@ -27,7 +27,7 @@ CLOSE_WITHIN_S = 1.5
 RATE_OVER_S = 5.0
 HANGING_S = 10.0  # a reader that was abandoned so long ago will not return
 OPEN_WITHIN_S = 5.0  # of a network camera of which nothing is known
-QUICKEST_OPEN_S, OPEN_FACTOR, PATIENT_EVERY = 1.5, 4.0, 8
+QUICKEST_OPEN_S, OPEN_FACTOR, PATIENT_EVERY = 1.0, 2.0, 8
 SHORTEST_PAUSE_S, LONGEST_PAUSE_S, PAUSE_SHARE = 0.2, 2.0, 0.1
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Lost:
 
 
 def pause_s(outage_s: float) -> float:
-    """How long to wait before the next attempt, after so long an outage: short at first, and never long."""
+    """From the beginning of an attempt to the next, after so long an outage: short at first, and never long."""
     return min(max(PAUSE_SHARE * outage_s, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
 
 
@@ -100,6 +100,7 @@ class LiveCamera:
         self._is_file = isinstance(camera.source, VideoSource)
         self._reader: Reader | None = None
         self._abandoned: list[tuple[Reader, float]] = []
+        self._opened_s = 0.0  # when the reader was opened
         self._heard_s = 0.0  # when the reader was opened, or delivered last
         self._delivered = False  # whether it has since it was opened
         self._opened_in_s: float | None = None  # until the first frame, when it was opened last
@@ -160,7 +161,7 @@ class LiveCamera:
         if any(now_s - since_s > HANGING_S for _, since_s in self._abandoned):
             raise CameraHangs
         camera = self._camera
-        self._heard_s, self._delivered = now_s, False
+        self._heard_s, self._opened_s, self._delivered = now_s, now_s, False
         self._reader = Reader(
             camera.name,
             partial(
@@ -233,7 +234,8 @@ class LiveCamera:
         self.lost = Lost(cause, str(error), before.since_s if before else now_s, (before.attempts if before else 0) + 1)
         if before is None or before.cause != cause:
             _log.warning("lost (%s): %s Trying again.", cause, error)
-        self._retry_at_s = now_s + pause_s(now_s - self.lost.since_s)
+        # An attempt that waited in vain has been pause enough.
+        self._retry_at_s = max(now_s + SHORTEST_PAUSE_S, self._opened_s + pause_s(now_s - self.lost.since_s))
 
     def _hanging(self) -> list[tuple[Reader, float]]:
         return [(reader, since_s) for reader, since_s in self._abandoned if reader.hangs]
@@ -242,7 +244,7 @@ class LiveCamera:
         height, width = chosen.pixels.shape[:2]
         now_s = time.monotonic()
         if not self._delivered:
-            self._opened_in_s = now_s - self._heard_s
+            self._opened_in_s = now_s - self._opened_s
         self._heard_s, self._delivered = now_s, True
         self._clock = chosen.clock
         self._rate.add(chosen.source_frames, self._heard_s)
