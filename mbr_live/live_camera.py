@@ -25,6 +25,7 @@ from mbr_live.wire import MAX_DETAIL, CameraReport
 FIRST_FRAME_WITHIN_S = 15.0  # of opening: some cameras send a picture to begin with only every ten seconds
 CLOSE_WITHIN_S = 1.5
 RATE_OVER_S = 5.0
+SLOW_END_S = 3.0  # from here on it is said that it hangs
 HANGING_S = 10.0  # a reader that was abandoned so long ago will not return
 OPEN_WITHIN_S = 5.0  # of a network camera of which nothing is known
 QUICKEST_OPEN_S, OPEN_FACTOR, PATIENT_EVERY = 1.0, 2.0, 8
@@ -228,7 +229,7 @@ class LiveCamera:
         if self._end is None:
             raise error  # it has never delivered: more likely a mistake than a misfortune
         before = self.lost
-        cause: Cause = "hung" if any(now_s - since_s > 1 for _, since_s in self._hanging()) else error.cause
+        cause: Cause = "hung" if any(now_s - since_s > SLOW_END_S for _, since_s in self._hanging()) else error.cause
         if self._outages.open_cause is None:
             self._outages.lost(self._end.time_ns, self._end.state.last_index, error.cause, str(error))
         self.lost = Lost(cause, str(error), before.since_s if before else now_s, (before.attempts if before else 0) + 1)

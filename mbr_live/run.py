@@ -167,4 +167,6 @@ def replay_config(
         for number, video in enumerate(videos)
     )
     wire = Wire(frames=free_endpoint(), status=free_endpoint())
-    return Config(out=out.resolve(), bundle=bundle.resolve(), wire=wire, camera=cameras)
+    return Config(
+        out=out.resolve(), bundle=bundle.resolve(), calibration=out.resolve() / "calibration", wire=wire, camera=cameras
+    )

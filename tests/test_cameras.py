@@ -108,7 +108,7 @@ def test_cameras_are_cut_and_come_back(pictures: Path, tmp_path: Path) -> None:
     with closing(RtspServer(pictures).start()) as server, closing(Cable(server.port)) as cable:
         config = system_config(tmp_path / "live", rtsp_camera("cage", cable.port), rtsp_camera("direct", server.port))
         with System(config) as system:
-            goes_on(system, "cage")
+            goes_on(system, "cage", 25)
             server.close()
             is_lost(system, "cage")
             is_lost(system, "direct")
@@ -130,19 +130,10 @@ def test_cameras_are_cut_and_come_back(pictures: Path, tmp_path: Path) -> None:
     for name in ("cage", "direct"):
         every_gap_is_in_the_outage_log(config.out, name)
         assert read_run(config.out / f"{name}.run.json").clock == "camera"
-
-
-def test_ticks_of_an_rtsp_camera_have_its_own_intervals(pictures: Path, tmp_path: Path) -> None:
-    """30 fps are sampled at 10, evenly, although the host's times jitter."""
-    needs_rtsp()
-    with closing(RtspServer(pictures).start()) as server:
-        config = system_config(tmp_path / "live", rtsp_camera("cage", server.port))
-        with System(config) as system:
-            goes_on(system, "cage", 40)
-    times = np.array([time_ns for _, _, time_ns in read_journal(config.out / "cage.frames.csv")][10:])
-    assert np.median(np.abs(np.diff(times) - 100_000_000)) < 2_000_000
-    run = read_run(config.out / "cage.run.json")
-    assert 2.5 < run.capture["source_frames"] / run.capture["sampled"] < 3.5  # all of the camera's frames are drained
+    # All frames of 30 fps are drained, and sampled evenly, although the host's times jitter.
+    sampled = np.array(list(read_journal(config.out / "direct.frames.csv")))[5:20]
+    assert np.median(np.abs(np.diff(sampled[:, 2]) - 100_000_000)) < 2_000_000
+    assert np.median(np.diff(sampled[:, 1])) == 3
 
 
 def test_mjpeg_with_a_login_and_another_size(pictures: Path, tmp_path: Path, demo_bundle: Bundle) -> None:
