@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 Clock = Literal["host", "camera", "file", "simulated"]
 """host: taken after the frame was read; camera: the camera's own intervals, laid on the host's clock."""
@@ -21,13 +21,20 @@ JUMP_NS = 5_000_000_000  # a frame that seems later than this comes from a clock
 
 
 class EpochClock:
-    """Nanoseconds since the epoch that never step back: the epoch is read once, the rest is monotonic."""
+    """Nanoseconds since the epoch that never step back: the epoch is read once in a process, the rest is monotonic.
 
-    def __init__(self) -> None:
-        self._offset_ns = time.time_ns() - time.monotonic_ns()
+    So when the date of the computer is set, a session goes on as it was, through any number of connections.
+    """
+
+    _offset_ns: ClassVar[int] = time.time_ns() - time.monotonic_ns()
 
     def now_ns(self) -> int:
         return time.monotonic_ns() + self._offset_ns
+
+    @classmethod
+    def go_on_after(cls, time_ns: int) -> None:
+        """A session has come to this time: go on from there where the date was set back before this process began."""
+        cls._offset_ns = max(cls._offset_ns, time_ns - time.monotonic_ns())
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from functools import partial
 from mbr_live.camera_errors import CameraLost, Cause
 from mbr_live.camera_log import CameraLog
 from mbr_live.cameras import open_camera
+from mbr_live.clocks import EpochClock
 from mbr_live.config import Camera, VideoSource
 from mbr_live.reader import Chosen, Reader, SourceEnded
 from mbr_live.sampler import SamplerState
@@ -110,7 +111,10 @@ class LiveCamera:
         self._rate = SourceRate()
         self.lost: Lost | None = None
         self.ended = False
-        if end is not None and not self._is_file and outages.open_cause is None:
+        if end is None or self._is_file:
+            return
+        EpochClock.go_on_after(end.time_ns)
+        if outages.open_cause is None:
             outages.lost(end.time_ns, end.state.last_index, "process", "the capture process was not running")
 
     def poll(self, timeout_s: float) -> Chosen | None:

@@ -310,3 +310,16 @@ def test_a_process_that_was_killed_is_an_outage(tmp_path: Path) -> None:
         os.kill(child.pid, 9)
         goes_on(system, "cage")
     assert causes(config.out, "cage") == ["process"]
+
+
+def test_a_session_goes_on_after_the_date_was_set_back(tmp_path: Path) -> None:
+    """The journal is an hour ahead of the clock: ticks go on from there, at once."""
+    config = system_config(tmp_path / "live", simulated("cage"))
+    config.out.mkdir()
+    ahead_ns = time.time_ns() + 3600 * 10**9
+    (config.out / "cage.frames.csv").write_text(f"frame,source_frame,time_ns\n0,0,{ahead_ns}\n")
+    with System(config) as system:
+        goes_on(system, "cage", 5)
+    times = [time_ns for _, _, time_ns in read_journal(config.out / "cage.frames.csv")]
+    assert times == sorted(times)
+    assert times[1] - ahead_ns < 60 * 10**9
