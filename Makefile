@@ -2,20 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test broker check picture clean
+.PHONY: demo test check picture clean
 
 demo: .venv/run-time
 	$(BIN)/mbr-live demo
 
-test: .venv/development broker
+test: .venv/development .venv/servers
 	$(BIN)/pytest
-
-# A real MQTT broker for the tests, where it can be had without asking; where not, they say that they skip.
-broker:
-	@PATH=$$PATH:/usr/sbin; command -v mosquitto >/dev/null || \
-	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-	    DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install --quiet --yes --no-install-recommends mosquitto; } || \
-	  echo "no mosquitto here: tests of MQTT will be skipped (Debian: apt-get install mosquitto)"
 
 check: .venv/development
 	$(BIN)/ruff check
@@ -34,8 +27,23 @@ check: .venv/development
 
 .venv/development: .venv/bin/python pyproject.toml
 	@echo "installing the development tools and torch (about 5 GB, once)"
-	$(BIN)/python -m pip install --quiet --editable '.[train,outputs,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
 	@touch $@ .venv/run-time
+
+# Real servers for the tests (cameras by RTSP, an MQTT broker, a database), where they can be had; without them tests skip,
+# and say so.
+SERVERS := mosquitto postgresql gir1.2-gst-rtsp-server-1.0 python3-gst-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
+	gstreamer1.0-plugins-ugly
+.venv/servers: .venv/bin/python
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing servers for the tests"; \
+	  export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1; \
+	  apt-get install --yes --quiet --no-install-recommends $(SERVERS) >/dev/null 2>&1 \
+	    || { apt-get update >/dev/null 2>&1; \
+	         apt-get install --yes --quiet --no-install-recommends $(SERVERS) >/dev/null 2>&1; } \
+	    || echo "they cannot be had; the tests that need them will skip"; \
+	fi
+	@touch $@
 
 clean:
 	rm -rf .venv demo-run build dist

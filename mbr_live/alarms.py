@@ -15,13 +15,16 @@ from mbr_live.status import CameraStatus, SystemStatus
 
 SILENT_AFTER_S = 5.0  # inference speaks once a second
 
-Kind = Literal["inference_silent", "camera_silent", "nothing_classified", "frames_dropped", "recording_stopped"]
+Kind = Literal[
+    "inference_silent", "camera_silent", "nothing_classified", "frames_dropped", "recording_stopped", "camera_unwell"
+]
 _TEXTS: dict[Kind, str] = {
     "inference_silent": "inference says nothing: it died, hangs, or cannot be reached",
     "camera_silent": "no frames come from the camera",
     "nothing_classified": "frames come, and none of them gets a label",
     "frames_dropped": "frames are lost between camera and label",
     "recording_stopped": "pictures are not recorded, for lack of room on the disk; labels go on",
+    "camera_unwell": "the picture shows nothing, is blurred or slow, or the camera was moved: see the status",
 }
 
 
@@ -100,6 +103,8 @@ def raised(watch: Watch) -> frozenset[tuple[Kind, str]]:
 def _conditions(before: CameraStatus | None, now: CameraStatus) -> Iterator[Kind]:
     if now.state in ("stale", "waiting"):
         yield "camera_silent"
+    if now.alarms:
+        yield "camera_unwell"
     if before is None:
         return
     if sum(now.drops.values()) > sum(before.drops.values()):

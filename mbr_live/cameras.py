@@ -1,17 +1,34 @@
-"""Live sources: the simulated camera, cameras that OpenCV opens, and files played at their own pace."""
+"""Live sources: the simulated camera, cameras that OpenCV opens, network cameras, and files at their own pace.
+
+A camera is iterated once, in a thread of its own (`mbr_live.reader`): a library call may hang for ever. All trouble
+that trying again may mend is a CameraLost.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Protocol
 
 import cv2
 import numpy as np
 
-from mbr_live.config import OpenCvCamera, Simulated, VideoSource
+from mbr_live.basler import Basler
+from mbr_live.camera_errors import CameraLost
+from mbr_live.clocks import Clock, EpochClock
+from mbr_live.config import (
+    BaslerCamera,
+    CameraSource,
+    MjpegCamera,
+    OpenCvCamera,
+    RtspCamera,
+    Simulated,
+    VideoSource,
+)
+from mbr_live.network_cameras import mjpeg, rtsp
 from mbr_live.simulate import Simulation
-from mbr_live.sources import Source, VideoFile
-from mbr_live.types import Image, MbrError, SourceFrame
+from mbr_live.sources import VideoFile
+from mbr_live.types import Image, SourceFrame
 
 _NS = 1_000_000_000
 _BACKENDS = {
@@ -23,42 +40,48 @@ _BACKENDS = {
 }
 
 
-class CameraLost(MbrError):
-    """A camera that was delivering frames stopped: worth trying again, unlike one that never opened."""
+class LiveSource(Protocol):
+    """A source that says whose clock its times are of; known when the first frame is there."""
+
+    clock: Clock
+
+    def __iter__(self) -> Iterator[SourceFrame]: ...
 
 
-def open_camera(name: str, source: Simulated | VideoSource | OpenCvCamera, *, after_ns: int | None = None) -> Source:
-    """The live source of camera `name`; a file that was played up to time `after_ns` goes on from there."""
+def open_camera(
+    name: str, source: CameraSource, *, after_ns: int | None = None, open_within_s: float = 5.0, stall_s: float = 2.0
+) -> LiveSource:
+    """The live source of camera `name`; a file that was played up to time `after_ns` goes on from there.
+
+    `open_within_s` and `stall_s` are for libraries that know how to give up opening and reading.
+    """
     match source:
         case Simulated():
-            return SimulatedCamera(name, source)
+            return SimulatedCamera(source)
         case VideoSource():
-            return PacedFile(name, source, after_ns)
+            return PacedFile(source, after_ns)
         case OpenCvCamera():
             return Camera(name, source)
-
-
-class _EpochClock:
-    """Nanoseconds since the epoch that never step back: the epoch is read once, the rest is monotonic."""
-
-    def __init__(self) -> None:
-        self._offset_ns = time.time_ns() - time.monotonic_ns()
-
-    def now_ns(self) -> int:
-        return time.monotonic_ns() + self._offset_ns
+        case RtspCamera():
+            return rtsp(name, source, open_within_s, stall_s)
+        case MjpegCamera():
+            return mjpeg(name, source, open_within_s, stall_s)
+        case BaslerCamera():
+            return Basler(name, source)
 
 
 class SimulatedCamera:
     """The simulator as a camera with hardware timestamps; like a camera, it does not wait for a slow reader."""
 
-    def __init__(self, name: str, source: Simulated) -> None:
-        self.name = name
+    clock: Clock = "simulated"
+
+    def __init__(self, source: Simulated) -> None:
         self._source = source
 
     def __iter__(self) -> Iterator[SourceFrame]:
         simulation = Simulation(self._source.condition, self._source.seed)
         fps = simulation.condition.fps
-        clock = _EpochClock()
+        clock = EpochClock()
         start_ns = clock.now_ns()
         number = 0
         while True:
@@ -75,8 +98,9 @@ class SimulatedCamera:
 class PacedFile:
     """A file that delivers its frames when their time has come; times stay those of the file."""
 
-    def __init__(self, name: str, source: VideoSource, after_ns: int | None) -> None:
-        self.name = name
+    clock: Clock = "file"
+
+    def __init__(self, source: VideoSource, after_ns: int | None) -> None:
         self._after_ns = -1 if after_ns is None else after_ns
         self._file = VideoFile(source.path)
         self._speed = source.speed
@@ -94,13 +118,15 @@ class PacedFile:
 class Camera:
     """A camera that OpenCV opens. Drained at its own rate; times are the host's, taken when a frame was grabbed."""
 
+    clock: Clock = "host"
+
     def __init__(self, name: str, source: OpenCvCamera) -> None:
         self.name = name
         self._source = source
 
     def __iter__(self) -> Iterator[SourceFrame]:
         capture = self._open()
-        clock = _EpochClock()
+        clock = EpochClock()
         number = 0
         try:
             while capture.grab():
@@ -109,17 +135,19 @@ class Camera:
         finally:
             capture.release()
         raise CameraLost(
+            "ended",
             f"camera {self.name}: {self._source.device} stopped delivering after {number} frames. "
-            "Check its cable and power, and whether another program took it."
+            "Check its cable and power, and whether another program took it.",
         )
 
     def _open(self) -> cv2.VideoCapture:
         wanted = self._source
         capture = cv2.VideoCapture(wanted.device, _BACKENDS[wanted.backend])
         if not capture.isOpened():
-            raise MbrError(
+            raise CameraLost(
+                "not there",
                 f"camera {self.name}: {wanted.device!r} does not open with {wanted.backend}. Expected a camera that is "
-                "plugged in and free. Check the device, its permissions, and that no other program uses it."
+                "plugged in and free. Check the device, its permissions, and that no other program uses it.",
             )
         for key, value in (
             (cv2.CAP_PROP_FRAME_WIDTH, wanted.width_px),
@@ -133,7 +161,9 @@ class Camera:
     def _picture(self, capture: cv2.VideoCapture) -> Image:
         found, picture = capture.retrieve()
         if not found:
-            raise CameraLost(f"camera {self.name}: a frame was announced but could not be read. Check the cable.")
+            raise CameraLost(
+                "ended", f"camera {self.name}: a frame was announced but could not be read. Check the cable."
+            )
         if picture.ndim == 2:
             return np.ascontiguousarray(cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB))
         return np.ascontiguousarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))

@@ -23,12 +23,12 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+calibrate_app = typer.Typer(help="Fit what was trained, or a camera, to a lab.", no_args_is_help=True)
+app.add_typer(calibrate_app, name="calibrate")
 dataset_app = typer.Typer(help="Annotated recordings to train on.", no_args_is_help=True)
 app.add_typer(dataset_app, name="dataset")
 engine_app = typer.Typer(help="What computes the networks on this machine.", no_args_is_help=True)
 app.add_typer(engine_app, name="engine")
-calibrate_app = typer.Typer(help="Fit a bundle to recordings without training it.", no_args_is_help=True)
-app.add_typer(calibrate_app, name="calibrate")
 
 Out = Annotated[Path, typer.Option("--out", help="Folder for the results.")]
 BundleOption = Annotated[Path, typer.Option("--bundle", help="Model bundle.")]
@@ -71,6 +71,14 @@ def _options(
 def run(config: ConfigFile, engine: EngineOption = None, seconds: Seconds = None, plain: Plain = False) -> None:
     """Run all processes of one configuration, with a dashboard."""
     _run_system(_with_engine(load_config(config), engine), seconds, plain)
+
+
+@app.command()
+def doctor(config: ConfigFile) -> None:
+    """Check cameras, bundle, disk, clock, ports and permissions; exit code 1 where `run` would refuse to start."""
+    from mbr_live.doctor import doctor_program
+
+    raise SystemExit(doctor_program(load_config(config)))
 
 
 @app.command()
@@ -303,6 +311,30 @@ def simulate(
     simulate_program(condition, seed, minutes, out)
 
 
+@calibrate_app.callback()
+def _calibrate() -> None:
+    pass
+
+
+@calibrate_app.command("camera")
+def calibrate_camera(
+    name: Annotated[str, typer.Argument(help="Name of the camera in the configuration.")],
+    config: Annotated[Path, typer.Option("--config", help="Configuration file (TOML).")],
+    arena: Annotated[
+        str | None, typer.Option(help="x,y,radius or left,top,right,bottom or x,y of corners, in px; else found.")
+    ] = None,
+    arena_cm: Annotated[float | None, typer.Option(min=0.1, help="Diameter or longest side of the arena.")] = None,
+    px_per_cm: Annotated[float | None, typer.Option(min=0.01, help="Scale; else from --arena-cm.")] = None,
+    seconds: Annotated[float, typer.Option(min=4, max=600, help="How long to look.")] = 30.0,
+) -> None:
+    """Find a camera's arena, scale and crop window, and keep a reference picture."""
+    from mbr_live.calibrate_camera import calibrate_camera_program
+
+    calibrate_camera_program(
+        load_config(config), name, arena=arena, arena_cm=arena_cm, px_per_cm=px_per_cm, seconds=seconds
+    )
+
+
 @dataset_app.command()
 def check(
     dataset: DatasetFile,
@@ -360,11 +392,6 @@ def engine_remove(
     from mbr_live.plan_program import remove_program
 
     remove_program(plans or [], every=every)
-
-
-@calibrate_app.callback()
-def _calibrate() -> None:
-    pass
 
 
 @calibrate_app.command("int8")

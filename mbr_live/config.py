@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -33,6 +34,20 @@ def _address(endpoint: str) -> str:
 
 def _is_local(endpoint: str) -> bool:
     return urlsplit(endpoint).scheme == "ipc" or urlsplit(endpoint).hostname in ("127.0.0.1", "localhost")
+
+
+def _network(*schemes: str) -> Callable[[str], str]:
+    """A check of the address of a network camera."""
+
+    def checked(url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in schemes or not parts.hostname:
+            raise ValueError(f"expected an address such as {schemes[0]}://camera.lab/stream")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("an address is logged, so it must not hold user or password: give user and password_file")
+        return url
+
+    return checked
 
 
 Endpoint = Annotated[str, AfterValidator(_address)]
@@ -72,6 +87,47 @@ class OpenCvCamera(_Section):
     fps: Annotated[float, Field(gt=0)] | None = None
 
 
+class NetworkCamera(_Section):
+    """A camera on the network."""
+
+    url: str
+    user: str | None = None
+    password_file: Path | None = None  # holds the password alone; it is never shown or logged
+
+    @model_validator(mode="after")
+    def _log_in(self) -> Self:
+        if (self.user is None) != (self.password_file is None):
+            raise ValueError("user and password_file go together. Give both, or neither")
+        return self
+
+
+class RtspCamera(NetworkCamera):
+    """A network camera that speaks RTSP."""
+
+    kind: Literal["rtsp"]
+    url: Annotated[str, AfterValidator(_network("rtsp", "rtsps"))]
+    transport: Literal["tcp", "udp"] = "tcp"
+
+
+class MjpegCamera(NetworkCamera):
+    """A network camera that sends JPEG pictures one after the other over HTTP (multipart/x-mixed-replace)."""
+
+    kind: Literal["mjpeg"]
+    url: Annotated[str, AfterValidator(_network("http", "https"))]
+
+
+class BaslerCamera(_Section):
+    """A Basler camera (USB3 Vision or GigE Vision) through pylon; needs the extra `basler`."""
+
+    kind: Literal["basler"]
+    serial: str | None = None  # needed where there is more than one
+    settings: Path | None = None  # .pfs file of pylon Viewer
+    fps: Annotated[float, Field(gt=0)] | None = None
+
+
+CameraSource = Simulated | VideoSource | OpenCvCamera | RtspCamera | MjpegCamera | BaslerCamera
+
+
 class Loss(_Section):
     """Lose random frames on the way to inference, to see what a loss does to the labels."""
 
@@ -83,7 +139,8 @@ class Camera(_Section):
     """One camera: where its frames come from, and what belongs to it."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
-    source: Annotated[Simulated | VideoSource | OpenCvCamera, Field(discriminator="kind")]
+    source: Annotated[CameraSource, Field(discriminator="kind")]
+    stall_s: Annotated[float, Field(ge=0.5, le=60)] = 2.0  # without a frame for so long, it is opened anew
     record: Literal["off", "h264", "lossless"] = "off"  # keep the 10 fps frames
     window_px: Annotated[int, Field(ge=16, le=4096)] | None = None  # side of the crop window; None: found by itself
     loss: Loss | None = None
@@ -148,6 +205,7 @@ class Config(_Section):
     out: Path  # folder of the logs
     bundle: Path = DEMO_BUNDLE
     engine: EngineWish = DEFAULT_ENGINE
+    calibration: Path = Path("calibration")  # folder of what `mbr-live calibrate camera` wrote
     wire: Wire = Wire()
     recording: Recording = Recording()
     monitor: Monitor | None = None
@@ -197,21 +255,24 @@ def load_config(path: Path) -> Config:
 
 def _anchored(config: Config, folder: Path) -> Config:
     cameras = tuple(
-        camera.model_copy(update={"source": camera.source.model_copy(update={"path": folder / camera.source.path})})
-        if isinstance(camera.source, VideoSource)
-        else camera
-        for camera in config.camera
+        camera.model_copy(update={"source": _with_paths_in(camera.source, folder)}) for camera in config.camera
     )
-    keys = config.wire.keys
+    wire = _with_paths_in(config.wire, folder)
     anchored = {
-        "out": folder / config.out,
-        "bundle": folder / config.bundle,
         "camera": cameras,
-        "wire": config.wire.model_copy(update={"keys": keys and folder / keys}),
+        "wire": wire,
         "trigger": tuple(anchored_trigger(trigger, folder) for trigger in config.trigger),
         "output": tuple(anchored_output(output, folder) for output in config.output),
     }
-    return config.model_copy(update=anchored)
+    return _with_paths_in(config, folder).model_copy(update=anchored)
+
+
+_AnySection = TypeVar("_AnySection", bound=_Section)
+
+
+def _with_paths_in(section: _AnySection, folder: Path) -> _AnySection:
+    paths = {key: folder / value for key, value in section if isinstance(value, Path)}
+    return section.model_copy(update=paths)
 
 
 def _explained(path: Path, error: ValidationError) -> str:

@@ -46,6 +46,9 @@ def _of_cameras(cameras: list[CameraStatus]) -> Iterator[Metric]:
     rows = CounterMetricFamily("mbr_label_rows", "Rows of the label log.", labels=["camera", "status"])
     drops = CounterMetricFamily("mbr_dropped_frames", "Frames without a label.", labels=["camera", "cause"])
     unrecorded = CounterMetricFamily("mbr_unrecorded_frames", "For lack of room on the disk.", labels=["camera"])
+    source_fps = GaugeMetricFamily("mbr_camera_source_fps", "Frames per second of the camera.", labels=["camera"])
+    outages = CounterMetricFamily("mbr_camera_outages", "How often it was lost.", labels=["camera", "cause"])
+    unwell = GaugeMetricFamily("mbr_camera_unwell", "1 while its pictures are so.", labels=["camera", "alarm"])
     latency = GaugeMetricFamily(
         "mbr_capture_to_label_seconds", "Since inference started.", labels=["camera", "quantile"]
     )
@@ -53,10 +56,15 @@ def _of_cameras(cameras: list[CameraStatus]) -> Iterator[Metric]:
         up.add_metric([camera.name], float(camera.state == "live"))
         fps.add_metric([camera.name], camera.fps)
         unrecorded.add_metric([camera.name], camera.unrecorded)
+        source_fps.add_metric([camera.name], camera.source_fps)
+        for cause, count in camera.outages.items():
+            outages.add_metric([camera.name, cause], count)
+        for alarm in camera.alarms:
+            unwell.add_metric([camera.name, alarm], 1.0)
         for status, count in camera.rows.items():
             rows.add_metric([camera.name, status], count)
         for cause, count in camera.drops.items():
             drops.add_metric([camera.name, cause], count)
         for quantile, value_ms in camera.latency.items():
             latency.add_metric([camera.name, quantile.removesuffix("_ms")], value_ms / 1000)
-    yield from (up, fps, rows, drops, unrecorded, latency)
+    yield from (up, fps, rows, drops, unrecorded, source_fps, outages, unwell, latency)

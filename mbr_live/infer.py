@@ -26,6 +26,7 @@ import cv2
 from mbr_live.ahead import Ahead
 from mbr_live.arrivals import MAX_JUMP_TICKS, Arrival, Eye, RefusedFrame, SeenFrame, arrivals
 from mbr_live.bundle import check_live, load_bundle
+from mbr_live.calibration import windows_px
 from mbr_live.config import Camera, Config
 from mbr_live.engine_choice import kind_of, open_live_engine
 from mbr_live.keys import load_keys
@@ -49,6 +50,7 @@ from mbr_live.status import CameraStatus, LabelMessage, Liveness, SystemStatus
 from mbr_live.types import RATE_FPS, Decision, EngineKind, MbrError, Status
 from mbr_live.wire import (
     BadMessage,
+    CameraReport,
     End,
     FrameHeader,
     FrameReceiver,
@@ -79,8 +81,7 @@ def infer(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)  # the networks and the captures have use for the other cores
     engine, note = open_live_engine(bundle, config.engine, recorded=_recorded_engine(config))
-    windows = {camera.name: camera.window_px for camera in config.camera if camera.window_px is not None}
-    pipeline = Pipeline(bundle.manifest, engine, windows)
+    pipeline = Pipeline(bundle.manifest, engine, windows_px(config))
     with ExitStack() as stack:
         # Sockets first: an address in use must leave no files behind.
         receiver = stack.enter_context(closing(FrameReceiver(config.wire.frames, keys)))
@@ -146,6 +147,7 @@ class Lane:
         self.refused: Counter[str] = Counter()
         self.session: str | None = None  # the capture process that sends
         self.ended = False
+        self.report = CameraReport()
         self.last_frame_s: float | None = None
         self._recent_s: deque[float] = deque(maxlen=int(_FPS_OVER_S * RATE_FPS) * 4)
 
@@ -180,9 +182,15 @@ class Lane:
         self.on_the_way.add((received_ns - header.captured_ns) / 1e6)
         return Timing(header.captured_ns, received_ns, now_ns)
 
+    def hear(self, message: Heartbeat | End) -> None:
+        """Take what the capture process says of itself and of its camera."""
+        self.report = message.report
+        self.run.capture, self.run.outages = message.counts.model_dump(), dict(message.report.outages)
+        self.run.clock = message.report.clock or self.run.clock
+
     def finish(self, end: End) -> list[Decision]:
         """Take the end of the session: account for the last ticks, which no frame will serve any more."""
-        self.run.capture = end.counts.model_dump()
+        self.hear(end)
         self.ended = True
         ticks = end.last_index - self.state.last_index
         if ticks > MAX_JUMP_TICKS:
@@ -208,6 +216,12 @@ class Lane:
             latency=self.latency.summary(),
             rows=dict(self._log.rows),
             drops={**drops, **self.refused},
+            lost=self.report.lost,
+            lost_for_s=self.report.lost_for_s,
+            detail=self.report.detail,
+            outages=self.report.outages,
+            source_fps=self.report.source_fps,
+            alarms=self.report.alarms,
             unrecorded=self.run.capture.get("unrecorded", 0),
         )
 
@@ -293,7 +307,7 @@ class _Service:
             lane.session, lane.ended = message.session, False
         match message:
             case Heartbeat():
-                lane.run.capture = message.counts.model_dump()
+                lane.hear(message)
             case End():
                 self._tell(lane, lane.finish(message))
 

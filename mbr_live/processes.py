@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import socket
@@ -10,10 +11,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 SUPERVISOR_VARIABLE = "MBR_LIVE_SUPERVISOR"
 EXIT_USER_ERROR = 2  # something that trying again does not mend
@@ -146,6 +148,24 @@ class Child:
         with self.log.open("rb") as log:
             log.seek(self._log_start)
             return log.read()[-4000:].decode(errors="replace").strip()
+
+
+def begin_afresh() -> NoReturn:
+    """Become a new process of the same command line and id: the one thing that no hanging thread survives."""
+    logging.shutdown()
+    open_files = Path("/proc/self/fd")
+    for descriptor in sorted(int(file.name) for file in open_files.iterdir()) if open_files.is_dir() else ():
+        if descriptor > 2:
+            with suppress(OSError):  # the listing's own
+                os.set_inheritable(descriptor, False)  # a device that a C library left open would stay in use
+    os.execv(sys.executable, sys.orig_argv)
+
+
+def end_now() -> NoReturn:
+    """End well, without waiting for threads that hang."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def stop_all(children: Sequence[Child], timeout_s: float) -> None:

@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from mbr_live.bundle import check_live, load_bundle
+from mbr_live.checks import refuse_errors, start_checks
 from mbr_live.config import Camera, Config, Loss, VideoSource, Wire
 from mbr_live.keys import load_keys
 from mbr_live.output import STATUS_FILE, read_output_status
@@ -154,6 +155,7 @@ def run(
 
     `show` is called in between with a function that tells whether it is over; it may draw until then.
     """
+    refuse_errors(start_checks(config))
     with stop_signal() as stop, System(config) as system:
         over = _over(system, stop, seconds)
         if show is not None:
@@ -198,4 +200,6 @@ def replay_config(
         for number, video in enumerate(videos)
     )
     wire = Wire(frames=free_endpoint(), status=free_endpoint())
-    return Config(out=out.resolve(), bundle=bundle.resolve(), wire=wire, camera=cameras)
+    return Config(
+        out=out.resolve(), bundle=bundle.resolve(), calibration=out.resolve() / "calibration", wire=wire, camera=cameras
+    )

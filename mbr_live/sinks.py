@@ -56,6 +56,8 @@ class RunManifest(BaseModel):
     drops: list[tuple[int, int]] = []  # first and last tick of every stretch without a frame
     restarts: list[int] = []  # the last tick before each restart of inference; the lane began anew after it
     window_px: int | None = None
+    clock: str = ""  # of the capture times, live: host, camera, file or simulated
+    outages: dict[str, int] = {}  # how often the camera was lost, by cause; each is in the outage log
     capture: dict[str, int] = {}  # the capture process's own counts
     refused: dict[str, int] = {}  # frames that came but could not be used, by reason
     timings: dict[str, float] = {}

@@ -90,7 +90,7 @@ class VideoFile:
                 first_pts = decoded.pts if first_pts is None else first_pts
                 time_ns = round((decoded.pts - first_pts) * time_base * _NS)
                 self._check_size(decoded, count)
-                yield SourceFrame(count, time_ns, _Picture(decoded, colours))
+                yield SourceFrame(count, time_ns, Picture(decoded, colours))
                 count += 1
         self._check_complete(count, time_ns / _NS)
 
@@ -229,7 +229,7 @@ def pictures_at(path: Path, times_ns: Collection[int]) -> dict[int, Image]:
             for decoded in container.decode(video=0):
                 time_ns = round(((decoded.pts or 0) - first_pts) * time_base * _NS)
                 if time_ns in times_ns:
-                    found[time_ns] = _Picture(decoded, colours)()
+                    found[time_ns] = Picture(decoded, colours)()
                 if time_ns >= wanted[end - 1]:
                     break
     return found
@@ -284,7 +284,7 @@ def _from_tick(tick: int, rows: Iterator[JournalRow]) -> Iterator[JournalRow]:
     return dropwhile(lambda row: row[0] < tick, rows)
 
 
-class _Picture:
+class Picture:
     """Makes the RGB picture of a decoded frame when called."""
 
     __slots__ = ("colours", "decoded")
@@ -329,4 +329,4 @@ def _segment_pictures(segment: Path) -> Iterator[Image]:
     colours = VideoReformatter()
     with _opened(segment) as container:
         for decoded in container.decode(video=0):
-            yield _Picture(decoded, colours)()
+            yield Picture(decoded, colours)()

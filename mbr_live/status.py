@@ -45,6 +45,12 @@ class CameraStatus(BaseModel):
     last_index: int  # -1: none yet
     latency: dict[str, float] = {}  # p50_ms, p95_ms, p99_ms, max_ms
     rows: dict[str, int] = {}  # rows of the label log, by status
+    lost: str = ""  # why no frames come from the camera; empty while they do
+    lost_for_s: float = 0.0
+    detail: str = ""  # of that
+    outages: dict[str, int] = {}  # how often it was lost, by cause
+    source_fps: float = 0.0  # frames that the camera itself delivers
+    alarms: dict[str, str] = {}  # what is wrong with its pictures: blind, blurred, moved, slow
     drops: dict[str, int] = {}  # frames and ticks without a label, by cause
     unrecorded: int = 0  # pictures that were to be recorded, and for which there was no room
 

@@ -229,6 +229,8 @@ def state_of(camera: WatchedCamera, watched: Watched, now_s: float) -> tuple[str
         return "○", "waiting for the first frame", "bold"
     if state == "ended":
         return "■", "ended", "bold"
+    if state in ("stale", "live") and camera.figures and camera.figures.lost:
+        return "▲", f"lost · {printable(camera.figures.lost)} · {lasted(camera.figures.lost_for_s)}", _ALARM
     if state == "stale":
         return "▲", f"stale · {'a while' if quiet_s is None else lasted(quiet_s)} without a frame", _ALARM
     why = WHY_UNKNOWN.get(camera.status or "")
@@ -285,13 +287,14 @@ def figures_of(camera: WatchedCamera) -> list[Text]:
     rows = [f"{count(n)} {printable(STATUS_WORDS.get(status, status))}" for status, n in by_status if n]
     drops = [f"{count(n)} {printable(DROP_WORDS.get(why, why))}" for why, n in list(figures.drops.items())[:8] if n]
     p50, p99 = (number(figures.latency.get(key)) for key in ("p50_ms", "p99_ms"))
+    alarms = [Text(f"{printable(name)}: {printable(text)}", _ALARM) for name, text in list(figures.alarms.items())[:8]]
     dropped = Text(f"dropped: {', '.join(drops)}", _ALARM) if drops else Text("none dropped")
     if figures.unrecorded:
         dropped.append(f", {count(figures.unrecorded)} not recorded", _ALARM)
     if not rows:
-        return [dropped]
+        return [*alarms, dropped]
     fps, latency = f"{number(figures.fps, 1)} fps", f"latency p50 {p50} p99 {p99} ms"
-    return [Text(fps), dropped, Text(latency), Text(f"rows: {', '.join(rows)}")]
+    return [*alarms, Text(fps), dropped, Text(latency), Text(f"rows: {', '.join(rows)}")]
 
 
 def where(camera: WatchedCamera) -> str:

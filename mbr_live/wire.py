@@ -25,6 +25,7 @@ from mbr_live.types import Frame, MbrError
 
 QUEUE_FRAMES = 20  # two seconds of one camera: rides out a hiccup, and bounds memory and lateness
 MAX_HEADER_BYTES = 4096
+MAX_DETAIL = 300  # characters
 MAX_PIXEL_BYTES = 3840 * 2160 * 3  # a 4K frame; libzmq disconnects a peer that announces more
 
 _Natural = Annotated[int, Field(ge=0, lt=2**63)]
@@ -75,11 +76,26 @@ class CaptureCounts(BaseModel):
     unrecorded: _Natural = 0  # pictures that could not be kept, for lack of room
 
 
+class CameraReport(BaseModel):
+    """How a camera is, as its capture process sees it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    clock: Annotated[str, Field(max_length=20)] = ""  # whose clock capture times are of; empty before the first frame
+    lost: Annotated[str, Field(max_length=20)] = ""  # cause of the present outage; empty while frames come
+    lost_for_s: Annotated[float, Field(ge=0)] = 0.0
+    detail: Annotated[str, Field(max_length=MAX_DETAIL)] = ""
+    outages: Annotated[dict[str, _Natural], Field(max_length=20)] = {}  # so far, by cause
+    source_fps: Annotated[float, Field(ge=0)] = 0.0  # frames that the camera itself delivers
+    alarms: Annotated[dict[str, str], Field(max_length=20)] = {}  # what is wrong with the pictures, and how
+
+
 class Heartbeat(_Message):
     """Sent once a second, so that silence means that the process is gone."""
 
     kind: Literal["heartbeat"] = "heartbeat"
     counts: CaptureCounts
+    report: CameraReport = CameraReport()
 
 
 class End(_Message):
@@ -89,6 +105,7 @@ class End(_Message):
     last_index: Annotated[int, Field(ge=-1, lt=2**63)]  # the last tick that was sampled; -1: none
     origin_ns: _Natural  # capture time of tick 0
     counts: CaptureCounts
+    report: CameraReport = CameraReport()
 
 
 Header = FrameHeader | Heartbeat | End
@@ -156,16 +173,24 @@ class FrameSender:
         self._seq += 1
         return self._push([header.model_dump_json().encode(), frame.pixels.data], 0.0)
 
-    def heartbeat(self, counts: CaptureCounts) -> None:
+    def heartbeat(self, counts: CaptureCounts, report: CameraReport | None = None) -> None:
         """Say that this process lives. Losing one of these to a full queue is harmless."""
-        beat = Heartbeat(camera=self._camera, session=self._session, counts=counts)
+        beat = Heartbeat(camera=self._camera, session=self._session, counts=counts, report=report or CameraReport())
         self._push([beat.model_dump_json().encode()], 0.0)
 
-    def end(self, last_index: int, origin_ns: int, counts: CaptureCounts, timeout_s: float = 5.0) -> bool:
+    def end(
+        self,
+        last_index: int,
+        origin_ns: int,
+        counts: CaptureCounts,
+        report: CameraReport | None = None,
+        timeout_s: float = 5.0,
+    ) -> bool:
         """Say that no more frames follow; waits for room in the queue. False when nobody took it."""
         message = End(
-            camera=self._camera, session=self._session, last_index=last_index, origin_ns=origin_ns, counts=counts
-        )
+            camera=self._camera, session=self._session, last_index=last_index, origin_ns=origin_ns, counts=counts,
+            report=report or CameraReport(),
+        )  # fmt: skip
         return self._push([message.model_dump_json().encode()], timeout_s)
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from mbr_live.alarms import SILENT_AFTER_S, Watch, hear, look, raised
 from mbr_live.config import Config, Monitor
 from mbr_live.run import System
 from mbr_live.status import CameraStatus, SystemStatus
+from mbr_live.watch import Dashboard, plain_lines
 from mbr_live.wire import StatusPublisher
 
 
@@ -51,6 +52,22 @@ def told(statuses: list[CameraStatus | None], after_s: float = 3.0) -> list[tupl
 
 def test_a_quiet_system_is_quiet() -> None:
     assert told([camera(ok=10 * second) for second in range(50)]) == []
+
+
+def test_a_camera_whose_pictures_are_wrong_is_told() -> None:
+    wrong = camera().model_copy(update={"alarms": {"moved": "the picture is off the reference by 4.0% of its width"}})
+    assert told([camera(), *[wrong] * 6, *[camera()] * 6]) == [(5, "camera_unwell", True), (10, "camera_unwell", False)]
+
+
+def test_a_lost_camera_is_shown_with_its_cause() -> None:
+    lost = camera("stale").model_copy(
+        update={"lost": "refused", "lost_for_s": 12.3, "alarms": {"blurred": "the picture has 20% of its sharpness"}}
+    )
+    dashboard = Dashboard()
+    dashboard.take(system(lost), 0.0)
+    (line,) = plain_lines(dashboard, 0.0)
+    assert "lost · refused · 12 s" in line
+    assert "blurred: the picture has 20% of its sharpness" in line
 
 
 def test_a_silent_camera_is_told_once_and_told_to_be_over() -> None:

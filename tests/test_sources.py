@@ -68,8 +68,8 @@ def test_a_journal_goes_on_after_a_torn_row(tmp_path: Path) -> None:
     path = tmp_path / "cage.frames.csv"
     path.write_text("frame,source_frame,time_ns\n0,0,1000\n1,3,100001000\n2,6,2000")
     with closing(Journal(path)) as journal:
-        assert journal.resume is not None
-        assert (journal.resume.origin_ns, journal.resume.last_index, journal.next_source_frame) == (1000, 1, 4)
+        assert journal.end is not None
+        assert (journal.end.state.origin_ns, journal.end.state.last_index, journal.end.next_number) == (1000, 1, 4)
         journal.note(Frame("cage", 7, 20, 700001000, 1000, pictures(1)[0]))
     assert list(read_journal(path)) == [(0, 0, 1000), (1, 3, 100001000), (7, 20, 700001000)]
     assert journal_ends(path) == ((0, 0, 1000), (7, 20, 700001000))

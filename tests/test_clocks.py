@@ -1,0 +1,74 @@
+"""A camera's clock on the host's: exact intervals, no drift, no step back."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mbr_live.clocks import DRIFT, JUMP_NS, align
+
+MS = 1_000_000
+PERIOD_NS = 33 * MS
+
+
+def aligned(camera_ns: list[int], host_ns: list[int]) -> list[int]:
+    """Host times of the frames, as the alignment of their moment gives them."""
+    state, times = None, []
+    for camera, host in zip(camera_ns, host_ns, strict=True):
+        state = align(camera, host, state)
+        times.append(camera + state.offset_ns)
+    return times
+
+
+@given(
+    st.lists(st.integers(0, 80 * MS), min_size=2, max_size=300),
+    st.floats(-0.5 * DRIFT, 0.5 * DRIFT),
+    st.integers(0, 10**18),
+)
+def test_a_frame_is_never_later_than_it_came_and_jitter_goes(delays: list[int], drift: float, start: int) -> None:
+    truth = [n * PERIOD_NS for n in range(len(delays))]
+    camera = [start + round(t * (1 + drift)) for t in truth]
+    times = aligned(camera, [t + delay for t, delay in zip(truth, delays, strict=True)])
+    least = list(delays)
+    for n, (time_ns, delay) in enumerate(zip(times, delays, strict=True)):
+        least[n] = min(delay, least[n - 1]) if n else delay
+        assert time_ns <= truth[n] + delay
+        # Later than the least delay so far by what a clock may drift in that time, and no more.
+        assert time_ns - truth[n] <= least[n] + DRIFT * 2 * truth[n] + 2
+
+
+def test_intervals_are_the_cameras_own_once_a_frame_has_come_soon() -> None:
+    random_ = random.Random(2)
+    truth = [n * PERIOD_NS for n in range(3000)]
+    times = aligned(truth, [t + round(random_.expovariate(1 / (20 * MS))) for t in truth])
+    intervals = [b - a for a, b in pairwise(times[300:])]
+    assert max(abs(interval - PERIOD_NS) for interval in intervals) < 2 * MS  # of host times: tens of ms
+
+
+def test_weeks_of_a_fast_clock_do_not_drift() -> None:
+    truth = [n * 1_000_000_000 for n in range(0, 14 * 24 * 3600, 10)]
+    state, late_ns = None, 0
+    for t in truth:
+        camera = t + t // 20_000  # 50 ppm
+        state = align(camera, t + 5 * MS, state)
+        late_ns = max(late_ns, abs(camera + state.offset_ns - t - 5 * MS))
+    assert late_ns < MS
+
+
+def test_a_clock_that_jumps_is_followed() -> None:
+    state = align(1_000, 50_000, None)
+    back = align(1_000 - 10 * JUMP_NS, 50_000 + PERIOD_NS, state)
+    assert 1_000 - 10 * JUMP_NS + back.offset_ns == 50_000 + PERIOD_NS
+    ahead = align(1_000 + 10 * JUMP_NS, 50_000 + PERIOD_NS, state)
+    assert 1_000 + 10 * JUMP_NS + ahead.offset_ns == 50_000 + PERIOD_NS
+
+
+def test_a_burst_after_a_stall_keeps_its_times() -> None:
+    """Frames that the network held back for three seconds were taken when the camera says."""
+    truth = [n * PERIOD_NS for n in range(200)]
+    host = [max(t, 100 * PERIOD_NS) if n > 10 else t for n, t in enumerate(truth)]
+    times = aligned(truth, host)
+    assert max(abs(time_ns - t) for time_ns, t in zip(times, truth, strict=True)) < MS
