@@ -81,6 +81,26 @@ class Score(_Record):
     f1: Share | None  # at the enter threshold
 
 
+class Fit(_Record):
+    """How the labels of one behaviour are decided, and what of that was fitted to the validation recordings."""
+
+    behaviour: str
+    thresholds: Literal[
+        "given", "fit", "shrunk", "members"
+    ]  # shrunk: fitted, and drawn towards 0.5; members: their mean
+    min_bout: Literal["given", "fit", "members"]
+    bridge: Literal["given", "fit", "members"]
+    calibration: Literal["none", "platt", "temperature", "weights"]  # weights: those of an ensemble, learnt
+    scale: Annotated[float, Field(gt=0.0)] = 1.0  # of the logits; in the graph already, as is the offset
+    offset: float = 0.0
+    frames: NoOrCount  # validated, that somebody labelled
+    bouts: NoOrCount  # in them
+    pr_auc: Share | None  # over all validation recordings together, as are the figures below
+    f1: Share | None
+    calibration_error: Share | None  # expected (Naeini et al. 2015)
+    calibration_error_before: Share | None  # without the calibration
+
+
 class TrainingCard(_Record):
     """What the model was trained on, in words and numbers."""
 
@@ -92,6 +112,7 @@ class TrainingCard(_Record):
     steps: dict[str, int]
     versions: dict[str, str]
     scores: tuple[Score, ...]
+    fits: tuple[Fit, ...] = ()  # one for each behaviour; none in bundles from before they were kept
 
 
 class Manifest(_Record):
@@ -344,6 +365,7 @@ __all__ = [
     "Behaviour",
     "Bundle",
     "FileRecord",
+    "Fit",
     "Manifest",
     "Score",
     "TrainingCard",

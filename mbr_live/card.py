@@ -11,6 +11,7 @@ from rich.table import Table
 from mbr_live import __version__
 from mbr_live.bundle import Manifest, Score, TrainingCard
 from mbr_live.dataset import Dataset
+from mbr_live.fitting import Fitted, scores
 from mbr_live.preparation import Recording
 
 
@@ -19,7 +20,7 @@ def training_card(
     recordings: Sequence[Recording],
     steps: Mapping[str, int],
     versions: Mapping[str, str],
-    scores: Sequence[Score],
+    fitted: Fitted,
 ) -> TrainingCard:
     """The card of a model that was trained today on `recordings`; `versions` are of the libraries that trained it."""
     return TrainingCard(
@@ -30,7 +31,8 @@ def training_card(
         frames=sum(len(recording.ticks) for recording in recordings if recording.split == "train"),
         steps=dict(steps),
         versions={"mbr-live": __version__, "python": platform.python_version(), **versions},
-        scores=tuple(scores),
+        scores=tuple(scores(fitted.behaviours, fitted.validated)),
+        fits=fitted.fits,
     )
 
 
@@ -82,10 +84,10 @@ def _memory(manifest: Manifest) -> str:
     return reach if manifest.causal else f"{reach}, later frames among them, so for recorded files alone"
 
 
-def score_table(scores: Sequence[Score]) -> Table:
+def score_table(of: Sequence[Score]) -> Table:
     """The scores of the validation recordings, for a terminal."""
     table = Table("recording", "behaviour", "frames", "prevalence", "PR-AUC", "F1", title="Validation recordings")
-    for s in scores:
+    for s in of:
         table.add_row(s.recording, s.behaviour, str(s.frames), f"{s.prevalence:.3f}", _shown(s.pr_auc), _shown(s.f1))
     return table
 

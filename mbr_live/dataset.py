@@ -59,13 +59,18 @@ Progress = Callable[[str, int, int], None]
 RENDERED_BY = ("simulate*.py",)
 
 
+BoutSeconds = Annotated[float, Field(ge=0.0, le=3600.0)] | Literal["fit"]
+CalibrationKind = Literal["none", "platt", "temperature"]
+ThresholdRule = Literal["fit", "shrunk"] | Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
 class BehaviourSpec(Section):
     """A behaviour to learn: what it is called in label files, and how long its bouts and pauses in them are."""
 
     name: str
     columns: tuple[str, ...] = ()  # columns or codes that count as it; default: its own name, and names for the same
-    min_bout_s: float = 0.3
-    bridge_s: float = 0.2
+    min_bout_s: BoutSeconds = 0.3  # "fit": by the validation recordings
+    bridge_s: BoutSeconds = 0.2
 
 
 class ModelSettings(Section):
@@ -125,7 +130,8 @@ class TrainingSettings(Section):
     frame_noise: Annotated[float, Field(ge=0.0)] = 0.0  # ... and per frame; in standard deviations of the channel
     channel_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # share of kinematic values set to their mean
     draw: Literal["even", "by_count"] = "even"  # of recordings; by_count: by the root of their frames of a behaviour
-    threshold: Literal["fit", "shrunk"] | Annotated[float, Field(gt=0.0, lt=1.0)] = "fit"  # shrunk: fitted, towards 0.5
+    threshold: ThresholdRule = "fit"  # shrunk: fitted, towards 0.5
+    calibration: CalibrationKind = "none"  # of the probabilities, fitted to the validation recordings
     augmentation: Augmentation = Augmentation()
 
 

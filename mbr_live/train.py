@@ -50,7 +50,7 @@ from mbr_live.fitting import Validated
 from mbr_live.kinematics import VERSION
 from mbr_live.models import Trunk, TrunkConfig, export_onnx
 from mbr_live.preparation import Recording
-from mbr_live.temporal import Ensemble, TemporalModel, build_temporal
+from mbr_live.temporal import Calibrated, Ensemble, TemporalModel, build_temporal
 from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, MbrError
 
 THREADS = 2  # a fixed number, since sums in another order give other weights
@@ -158,9 +158,8 @@ def train_on(
         def follow(step: int, loss: Tensor) -> None:
             curves.learnt("sequences", step, loss, temporal)
             if curves.drawn and step % _SCORED_EVERY_STEPS == 0:
-                curves.scored(
-                    step, {spec.name: fitting.pr_auc(k, validate()) for k, spec in enumerate(plan.behaviours)}
-                )
+                found = validate()
+                curves.scored(step, {spec.name: fitting.pr_auc(k, found) for k, spec in enumerate(plan.behaviours)})
                 temporal.train()
 
         _train_on_sequences(temporal, lessons_to_learn, inputs, plan.training, checkpoints, follow, progress)
@@ -171,11 +170,13 @@ def train_on(
             f"Dataset {plan.name}: no frame of the validation recordings is labelled after the warm-up of "
             f"{plan.warmup_frames} frames. Validate on longer recordings, or set warmup_frames lower."
         )
-    rule = plan.training.threshold
-    behaviours = tuple(fitting.choose_thresholds(spec, k, validated, rule) for k, spec in enumerate(plan.behaviours))
-    versions = {"torch": torch.__version__}
-    card = training_card(plan, recordings, _steps(plan), versions, list(fitting.scores(behaviours, validated)))
-    bundle = _write(out, plan, behaviours, card, trunk, temporal)
+    fitted = fitting.fit(plan.behaviours, plan.training.threshold, plan.training.calibration, validated)
+    card = training_card(plan, recordings, _steps(plan), {"torch": torch.__version__}, fitted)
+    if plan.training.calibration != "none":
+        temporal = Calibrated(
+            temporal, [each.scale for each in fitted.calibrations], [each.offset for each in fitted.calibrations]
+        )
+    bundle = _write(out, plan, fitted.behaviours, card, trunk, temporal)
     checkpoints.clear()
     return bundle
 
@@ -409,7 +410,7 @@ def _loss(logits: Tensor, drawn: Sequence[_Sequence], settings: TrainingSettings
 
 
 def _validate(temporal: TemporalModel, lesson: _Lesson, inputs: Tensor, warmup_frames: int) -> list[Validated]:
-    """Probabilities of the frames that the pipeline would label, stretch by stretch."""
+    """Logits of the frames that the pipeline would label, stretch by stretch."""
     temporal.eval()
     validated = []
     for start, stop in sorted(set(zip(lesson.starts.tolist(), lesson.stops.tolist(), strict=True))):
@@ -420,12 +421,11 @@ def _validate(temporal: TemporalModel, lesson: _Lesson, inputs: Tensor, warmup_f
                 temporal(sequence[None, window.given])[0, window.kept]
                 for window in windows(len(rows), temporal.receptive_field_frames)
             ]
-            probabilities = torch.sigmoid(torch.cat(logits)).numpy()
-        # Rounded, and held to what was judged, as the logs of these recordings would be: `evaluate` finds the same.
-        probabilities = probabilities.astype(np.float64).round(6)
+            said = torch.cat(logits).numpy()
+        # Held to what was judged, as the logs of these recordings would be: `evaluate` finds the same.
         labelled = known & (np.cumsum(known) > warmup_frames)
         truth = np.where(lesson.recording.judged[rows, None], lesson.recording.truth[rows], UNKNOWN).astype(np.int8)
-        validated.append(Validated(lesson.recording.subject, probabilities[labelled], truth[labelled]))
+        validated.append(Validated(lesson.recording.subject, said[labelled], truth[labelled]))
     return validated
 
 
