@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mbr_live.bundle import Bundle
+from mbr_live.drift import Drift, reference_of
 from mbr_live.engine import Engine
 from mbr_live.pipeline import Hindsight, LaneState, Pipeline
 from mbr_live.sinks import (
@@ -98,7 +99,9 @@ def run_job(
     try:
         log = SessionLog.create(labels, bouts, bundle.manifest)
         with closing(log):
-            state = _label(frames, job.name, pipeline, log, replayed or Replayed())
+            drift = _drift(bundle)
+            state = _label(frames, job.name, pipeline, log, replayed or Replayed(), drift)
+        figures = drift.figures() if drift else {}
         run = RunManifest(
             recording=job.name,
             mode="batch",
@@ -116,6 +119,8 @@ def run_job(
             drops=gap_ranges(read_labels(labels)),
             restarts=list(replayed.restarts) if replayed else [],
             window_px=pipeline.window_px(job.name, state),
+            drift=figures,
+            drifted=drift.drifted(figures) if drift else [],
             timings=_timings(log, time.monotonic() - wall_s, time.process_time() - cpu_s),
         )
         for part, final in zip(parts, finals, strict=True):
@@ -127,7 +132,19 @@ def run_job(
     return run
 
 
-def _label(frames: Iterator[Frame], name: str, pipeline: Pipeline, log: SessionLog, replayed: Replayed) -> LaneState:
+def _drift(bundle: Bundle) -> Drift | None:
+    reference = reference_of(bundle)
+    return Drift(reference, bundle.manifest.behaviour_names) if reference else None
+
+
+def _label(
+    frames: Iterator[Frame],
+    name: str,
+    pipeline: Pipeline,
+    log: SessionLog,
+    replayed: Replayed,
+    drift: Drift | None,
+) -> LaneState:
     """Run all frames through the pipeline into the log; the state in the end."""
     state = pipeline.start()
     restarts = list(replayed.restarts)
@@ -146,6 +163,8 @@ def _label(frames: Iterator[Frame], name: str, pipeline: Pipeline, log: SessionL
             decisions, states = step([frame], {name: state})
             state = states[name]
             log.write_all(decisions)
+            if drift:
+                drift.follow(frame.pixels, state, pipeline.window_px(name, state), decisions)
     gaps, state = pipeline.gap(name, last + 1, origin_ns, state)
     log.write_all([*hindsight.flush(), *gaps])
     return state

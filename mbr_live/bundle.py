@@ -5,6 +5,7 @@
     temporal.onnx    causal: features [B, D + M], state [B, S] -> logits [B, K], state_out [B, S]
                      looks ahead: features [1, T, D + M] -> logits [1, T, K], of a whole stretch at once
     card.md          for people: what it was trained on, how well it does, what it must not be used for
+    reference.json   what it saw and said when it was made (`mbr_live.drift`); not there in bundles from before
 
 The temporal network takes the D features of the crop and then M kinematic channels, by name (`kinematics`); both are as
 they come, since what they are standardised by is inside the graph.
@@ -32,7 +33,9 @@ MANIFEST = "manifest.json"
 FEATURES = "features.onnx"
 TEMPORAL = "temporal.onnx"
 CARD = "card.md"
+REFERENCE = "reference.json"
 CONTENTS = (FEATURES, TEMPORAL, CARD)  # of a bundle with a feature network
+OPTIONAL = (REFERENCE,)
 
 _LOG_COLUMNS = ("frame", "source_frame", "time_ns", "status", "x_px", "y_px")
 
@@ -101,6 +104,19 @@ class Fit(_Record):
     calibration_error_before: Share | None  # without the calibration
 
 
+class Data(_Record):
+    """The recordings of one group under one condition, as far as they show the animal."""
+
+    group: str
+    condition: str
+    camera: str
+    split: str
+    recordings: Count
+    frames: Count
+    labelled: NoOrCount  # frames that somebody labelled
+    shown: dict[str, int]  # of these, by behaviour
+
+
 class TrainingCard(_Record):
     """What the model was trained on, in words and numbers."""
 
@@ -112,6 +128,7 @@ class TrainingCard(_Record):
     steps: dict[str, int]
     versions: dict[str, str]
     scores: tuple[Score, ...]
+    data: tuple[Data, ...] = ()  # none in bundles from before it was kept
     fits: tuple[Fit, ...] = ()  # one for each behaviour; none in bundles from before they were kept
 
 
@@ -233,15 +250,17 @@ def check_live(bundle: Bundle) -> None:
 def write_bundle(path: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
     """Write a bundle to folder `path` and load it back.
 
-    `contents` holds the files that `manifest.contents` names; `manifest.files` is replaced by their records.
+    `contents` holds the files that `manifest.contents` names, and any of OPTIONAL; `manifest.files` is replaced by
+    their records.
     The folder is written beside and renamed, so that nobody sees half a bundle. A bundle that is there is
     replaced; anything else there is left alone and raises MbrError.
     """
-    if sorted(contents) != sorted(manifest.contents):
+    optional = [name for name in OPTIONAL if name in contents]
+    if sorted(contents) != sorted([*manifest.contents, *optional]):
         raise MbrError(f"Bundle {path}: contents are {sorted(contents)}, expected {sorted(manifest.contents)}.")
     path = path.resolve()
     check_replaceable(path)
-    records = {name: _record(contents[name]) for name in manifest.contents}
+    records = {name: _record(contents[name]) for name in (*manifest.contents, *optional)}
     text = manifest.model_copy(update={"files": records}).model_dump_json(indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
@@ -303,7 +322,7 @@ def _check_listing(path: Path, manifest: Manifest) -> None:
     for name in manifest.files:
         if Path(name).name != name or "\\" in name or name == "..":
             raise MbrError(f"Bundle {path}: the manifest names {name!r}, outside the folder. Do not use it.")
-    expected = set(manifest.contents)
+    expected = set(manifest.contents) | (set(manifest.files) & set(OPTIONAL))
     if set(manifest.files) != expected:
         raise MbrError(f"Bundle {path}: the manifest lists {sorted(manifest.files)}, expected {sorted(expected)}.")
     present = {entry.name for entry in path.iterdir()}
@@ -342,7 +361,7 @@ def check_replaceable(path: Path) -> None:
     if not path.is_dir():
         raise MbrError(f"Cannot write a bundle to {path}: it is a file. Choose another.")
     names = {entry.name for entry in path.iterdir()}
-    if names and (MANIFEST not in names or names - {MANIFEST, *CONTENTS}):
+    if names and (MANIFEST not in names or names - {MANIFEST, *CONTENTS, *OPTIONAL}):
         raise MbrError(f"Cannot write a bundle to {path}: the folder holds other things. Choose another.")
 
 
@@ -361,9 +380,11 @@ __all__ = [
     "CARD",
     "FEATURES",
     "FORMAT",
+    "REFERENCE",
     "TEMPORAL",
     "Behaviour",
     "Bundle",
+    "Data",
     "FileRecord",
     "Fit",
     "Manifest",

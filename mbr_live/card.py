@@ -6,13 +6,16 @@ import platform
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
+import numpy as np
 from rich.table import Table
 
 from mbr_live import __version__
-from mbr_live.bundle import Manifest, Score, TrainingCard
+from mbr_live.annotations import Marks
+from mbr_live.bundle import Data, Fit, Manifest, Score, TrainingCard
 from mbr_live.dataset import Dataset
 from mbr_live.fitting import Fitted, scores
 from mbr_live.preparation import Recording
+from mbr_live.types import UNKNOWN
 
 
 def training_card(
@@ -32,8 +35,30 @@ def training_card(
         steps=dict(steps),
         versions={"mbr-live": __version__, "python": platform.python_version(), **versions},
         scores=tuple(scores(fitted.behaviours, fitted.validated)),
+        data=tuple(_data(plan, recordings)),
         fits=fitted.fits,
     )
+
+
+def _data(plan: Dataset, recordings: Sequence[Recording]) -> Iterator[Data]:
+    specs = {spec.name: spec for spec in plan.all_recordings()}
+    together: dict[tuple[str, str, str, str], list[Marks]] = {}
+    for recording in recordings:
+        spec = specs[recording.name]
+        where = (spec.group, spec.condition, spec.camera, recording.split)
+        together.setdefault(where, []).append(recording.truth)
+    for (group, condition, camera, split), parts in together.items():
+        truth = np.concatenate(parts)
+        yield Data(
+            group=group,
+            condition=condition,
+            camera=camera,
+            split=split,
+            recordings=len(parts),
+            frames=len(truth),
+            labelled=int(np.count_nonzero(np.any(truth != UNKNOWN, axis=1))),
+            shown={each.name: int(np.count_nonzero(truth[:, k] == 1)) for k, each in enumerate(plan.behaviours)},
+        )
 
 
 def card_text(manifest: Manifest) -> str:
@@ -65,8 +90,53 @@ def card_text(manifest: Manifest) -> str:
             "|---|---|---|---|---|---|",
             *rows,
             "",
+            *_data_lines(manifest),
+            *_fit_lines(manifest),
         ]
     )
+
+
+def _data_lines(manifest: Manifest) -> Iterator[str]:
+    """Whose recordings it was made of, and what these show."""
+    if not manifest.training.data:
+        return
+    names = manifest.behaviour_names
+    yield from ("Frames that show the animal, those of them that somebody labelled, and what they show:", "")
+    yield f"| group | condition | camera | split | recordings | frames | labelled | {' | '.join(names)} |"
+    yield "|" + "---|" * (7 + len(names))
+    for each in manifest.training.data:
+        shown = " | ".join(str(each.shown.get(name, 0)) for name in names)
+        where = f"{each.group} | {each.condition} | {each.camera} | {each.split}"
+        yield f"| {where} | {each.recordings} | {each.frames} | {each.labelled} | {shown} |"
+    yield ""
+
+
+def _fit_lines(manifest: Manifest) -> Iterator[str]:
+    """How labels are decided, and where that comes from."""
+    if not manifest.training.fits:
+        return
+    yield from ("Labels are decided by, in this order (`fit`: by the validation recordings; `given`: by a person):", "")
+    yield "| behaviour | calibration | enter and exit threshold | bridge | minimum bout | fitted to | PR-AUC | F1 |"
+    yield "|---|---|---|---|---|---|---|---|"
+    fits = {fit.behaviour: fit for fit in manifest.training.fits}
+    for behaviour in manifest.behaviours:
+        fit = fits[behaviour.name]
+        decided = (
+            f"{behaviour.enter}, {behaviour.exit} ({fit.thresholds})",
+            f"{behaviour.bridge_s} s ({fit.bridge})",
+            f"{behaviour.min_bout_s} s ({fit.min_bout})",
+            f"{fit.frames} frames, {fit.bouts} bouts",
+        )
+        scores = f"{_shown(fit.pr_auc)} | {_shown(fit.f1)}"
+        yield f"| {behaviour.name} | {_calibration(fit)} | {' | '.join(decided)} | {scores} |"
+    yield ""
+
+
+def _calibration(fit: Fit) -> str:
+    if fit.calibration in ("none", "weights"):
+        return fit.calibration
+    errors = f"expected error {_shown(fit.calibration_error_before)} before, {_shown(fit.calibration_error)} with it"
+    return f"{fit.calibration}: {fit.scale:.3f} x logit {fit.offset:+.3f}, {errors}"
 
 
 def _sees(manifest: Manifest) -> Iterator[str]:

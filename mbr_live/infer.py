@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config
+from mbr_live.drift import MEMORY_FRAMES, Drift, Reference, reference_of
 from mbr_live.engine import OpenVinoEngine
 from mbr_live.latency import LatencyHistogram
 from mbr_live.pipeline import LaneState, Pipeline
@@ -35,7 +36,7 @@ from mbr_live.sinks import (
     write_run,
 )
 from mbr_live.status import CameraStatus, LabelMessage, Liveness, SystemStatus
-from mbr_live.types import RATE_FPS, Decision
+from mbr_live.types import RATE_FPS, Decision, Image
 from mbr_live.wire import BadMessage, End, FrameHeader, FrameReceiver, Header, Heartbeat, StatusPublisher, frame_of
 
 TIMINGS_SUFFIX = ".timings.csv"
@@ -58,6 +59,7 @@ def infer(config: Config) -> None:
     engine = OpenVinoEngine(bundle)
     windows = {camera.name: camera.window_px for camera in config.camera if camera.window_px is not None}
     pipeline = Pipeline(bundle.manifest, engine, windows)
+    reference = reference_of(bundle)
     with ExitStack() as stack:
         # Sockets first: an address in use must leave no files behind.
         receiver = stack.enter_context(closing(FrameReceiver(config.wire.frames)))
@@ -68,7 +70,7 @@ def infer(config: Config) -> None:
             sources=[],
         )  # fmt: skip
         lanes = {
-            camera.name: stack.enter_context(closing(Lane(config.out, camera, pipeline, template)))
+            camera.name: stack.enter_context(closing(Lane(config.out, camera, pipeline, template, reference)))
             for camera in config.camera
         }
         service = _Service(config, pipeline, lanes, receiver, publisher, template)
@@ -79,7 +81,9 @@ def infer(config: Config) -> None:
 class Lane:
     """One camera at the inference side: its state, its files and its figures."""
 
-    def __init__(self, out: Path, camera: Camera, pipeline: Pipeline, template: RunManifest) -> None:
+    def __init__(
+        self, out: Path, camera: Camera, pipeline: Pipeline, template: RunManifest, reference: Reference | None
+    ) -> None:
         self.name = camera.name
         self._pipeline = pipeline
         self._paths = {s: out / f"{camera.name}{s}" for s in (LABELS_SUFFIX, BOUTS_SUFFIX, RUN_SUFFIX, TIMINGS_SUFFIX)}
@@ -98,6 +102,8 @@ class Lane:
         self.last_frame_s: float | None = None
         self._recent_s: deque[float] = deque(maxlen=int(_FPS_OVER_S * RATE_FPS) * 4)
         self._size: tuple[int, int] | None = None  # height and width of the first frame
+        names = pipeline.manifest.behaviour_names
+        self._drift = Drift(reference, names, MEMORY_FRAMES) if reference else None
 
     def _begin_run(self, camera: Camera, template: RunManifest, last_index: int) -> RunManifest:
         path = self._paths[RUN_SUFFIX]
@@ -136,6 +142,15 @@ class Lane:
         self._recent_s.append(self.last_frame_s)
         return latency_ms
 
+    def note_drift(self, pixels: Image, decisions: list[Decision]) -> None:
+        """Keep what the frame looked like, once its label is out."""
+        if self._drift:
+            self._drift.follow(pixels, self.state, self._pipeline.window_px(self.name, self.state), decisions)
+
+    def _drifted(self) -> tuple[dict[str, float], list[str]]:
+        figures = self._drift.figures() if self._drift else {}
+        return figures, self._drift.drifted(figures) if self._drift else []
+
     def finish(self, end: End) -> list[Decision]:
         """Take the end of the session: account for the last ticks, which no frame will serve any more."""
         self.run.capture = end.counts.model_dump()
@@ -156,6 +171,7 @@ class Lane:
         unserved = self._log.rows["gap"] - sum(drops.values())
         if unserved > 0:
             drops["no_frame"] = unserved
+        drift, drifted = self._drifted()
         return CameraStatus(
             name=self.name,
             state=self._liveness(now_s),
@@ -164,6 +180,8 @@ class Lane:
             latency=self.latency.summary(),
             rows=dict(self._log.rows),
             drops={**drops, **self.refused},
+            drift=drift,
+            drifted=drifted,
         )
 
     def _liveness(self, now_s: float) -> Liveness:
@@ -183,6 +201,7 @@ class Lane:
         self.run.drops = gap_ranges(read_labels(self._paths[LABELS_SUFFIX]))
         self.run.window_px = self._pipeline.window_px(self.name, self.state)
         self.run.refused = dict(self.refused)
+        self.run.drift, self.run.drifted = self._drifted()
         self.run.timings = {f"capture_to_label_{key}": value for key, value in self.latency.summary().items()}
         write_run(self._paths[RUN_SUFFIX], self.run)
 
@@ -248,12 +267,14 @@ class _Service:
         if refusal is not None:
             lane.refused[refusal] += 1
             return
-        decisions, states = self._pipeline.step([frame_of(header, pixels)], {lane.name: lane.state})
+        frame = frame_of(header, pixels)
+        decisions, states = self._pipeline.step([frame], {lane.name: lane.state})
         lane.state = states[lane.name]
         *gaps, labelled = decisions
         self._tell(lane, gaps)
         lane.write(labelled)
         self._publish(labelled, lane.note_timing(header, received_ns))
+        lane.note_drift(frame.pixels, decisions)
 
     def _tell(self, lane: Lane, decisions: list[Decision]) -> None:
         for decision in decisions:

@@ -34,6 +34,7 @@ from mbr_live.augmentation import augment
 from mbr_live.bundle import (
     CARD,
     FORMAT,
+    REFERENCE,
     Behaviour,
     Bundle,
     Manifest,
@@ -45,11 +46,13 @@ from mbr_live.card import card_text, score_table, training_card
 from mbr_live.checkpoints import Checkpoints, Stateful
 from mbr_live.curves import Curves
 from mbr_live.dataset import Dataset, ModelSettings, TrainingSettings
+from mbr_live.drift import Reference
 from mbr_live.engine import windows
 from mbr_live.fitting import Validated
 from mbr_live.kinematics import VERSION
 from mbr_live.models import Trunk, TrunkConfig, export_onnx
 from mbr_live.preparation import Recording
+from mbr_live.reference import build_reference
 from mbr_live.temporal import Calibrated, Ensemble, TemporalModel, build_temporal
 from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, MbrError
 
@@ -176,7 +179,8 @@ def train_on(
         temporal = Calibrated(
             temporal, [each.scale for each in fitted.calibrations], [each.offset for each in fitted.calibrations]
         )
-    bundle = _write(out, plan, fitted.behaviours, card, trunk, temporal)
+    reference = build_reference(plan, [each.name for each in recordings], fitted.validated, cache, progress)
+    bundle = _write(out, plan, fitted.behaviours, card, reference, trunk, temporal)
     checkpoints.clear()
     return bundle
 
@@ -440,6 +444,7 @@ def _write(
     plan: Dataset,
     behaviours: tuple[Behaviour, ...],
     card: TrainingCard,
+    reference: Reference,
     trunk: Trunk | None,
     temporal: TemporalModel,
 ) -> Bundle:
@@ -464,4 +469,5 @@ def _write(
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(trunk, temporal, Path(folder), kinematics=len(plan.model.channels))
         contents = {name: Path(folder, name).read_bytes() for name in manifest.contents if name != CARD}
-    return write_bundle(out, manifest, {**contents, CARD: card_text(manifest).encode()})
+    said = {CARD: card_text(manifest).encode(), REFERENCE: reference.model_dump_json().encode()}
+    return write_bundle(out, manifest, contents | said)

@@ -288,8 +288,10 @@ def figures_of(camera: WatchedCamera) -> list[Text]:
     dropped = Text(f"dropped: {', '.join(drops)}", _ALARM) if drops else Text("none dropped")
     if not rows:
         return [dropped]
+    unlike = [f"{printable(name)} {number(figures.drift.get(name), 2)}" for name in figures.drifted[:6]]
+    drifted = [Text(f"unlike training: {', '.join(unlike)}", _ALARM)] if unlike else []
     fps, latency = f"{number(figures.fps, 1)} fps", f"latency p50 {p50} p99 {p99} ms"
-    return [Text(fps), dropped, Text(latency), Text(f"rows: {', '.join(rows)}")]
+    return [Text(fps), dropped, *drifted, Text(latency), Text(f"rows: {', '.join(rows)}")]
 
 
 def where(camera: WatchedCamera) -> str:

@@ -1,0 +1,175 @@
+"""Does the model still see what it was made for? Histograms of what a lane sees and says, against those of training.
+
+Three kinds of measures, each of one number per frame in which the animal was found:
+
+    brightness    mean grey level of the crop window, 0..255
+    size          root of the animal's area, in crop windows: how large the networks see it
+    p_<behaviour> the probability, where there is one
+
+Two histograms are compared by the population stability index (Siddiqi 2006, Credit Risk Scorecards), the sum of
+(q - p) ln(q / p) over bins with shares p of the reference and q of now: 0 where they are alike; by custom, below 0.1
+nothing has changed, above 0.25 much has. Frames of one recording resemble each other, so recordings differ from each
+other without any drift: the reference keeps how far the recordings that it was made of are from the rest, and only what
+is further away than any of them, and above 0.25, counts as drifted.
+
+Nothing here enters a label. Memory is constant: counts in fixed bins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mbr_live.background import search_stride
+from mbr_live.bundle import REFERENCE, Bundle
+from mbr_live.locate import LocateState
+from mbr_live.pipeline import LaneState
+from mbr_live.types import Decision, Image, MbrError
+
+MUCH = 0.25
+"""Population stability index above which a measure has drifted."""
+
+MIN_FRAMES = 600  # a minute: of fewer, nothing is said
+MEMORY_FRAMES = 72_000  # two hours: then all counts are halved, so that in weeks of recording the present still counts
+
+BRIGHTNESS, SIZE = "brightness", "size"
+_BINS = {BRIGHTNESS: (0.0, 256.0, 64), SIZE: (0.0, 1.0, 50)}
+_PROBABILITY_BINS = (0.0, 1.0, 20)
+_LEAST_SHARE = 0.05  # of the reference in a bin, else neighbours are taken together
+_SAMPLES = 32  # pixels of the crop window that are read along each side
+
+Counts = NDArray[np.float64]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Histogram(_Record):
+    """Frames by the value of a measure, in bins of equal width between `low` and `high`."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...] = Field(min_length=2)
+    within: float | None  # largest index of one of its recordings against the others; None with fewer than two
+
+
+class Reference(_Record):
+    """`reference.json` of a bundle: what its networks saw and said when they were made."""
+
+    format: Literal[1] = 1
+    recordings: tuple[str, ...]  # to train on and to validate with; probabilities are of the latter alone
+    measures: dict[str, Histogram]
+
+
+def bins_of(measure: str) -> tuple[float, float, int]:
+    """Lowest and highest value of a measure, and the number of bins between them."""
+    return _BINS.get(measure, _PROBABILITY_BINS)
+
+
+def counts_of(measure: str, values: Iterable[float]) -> Counts:
+    """Frames per bin; what lies outside counts in the first or last one."""
+    low, high, bins = bins_of(measure)
+    places = ((np.fromiter(values, np.float64) - low) * (bins / (high - low))).astype(np.int64).clip(0, bins - 1)
+    return np.bincount(places, minlength=bins).astype(np.float64)
+
+
+def stability_index(reference: Sequence[int] | Counts, now: Sequence[int] | Counts) -> float:
+    """Population stability index of counts [bins] against those of the reference [bins].
+
+    Neighbouring bins are taken together until each holds 5 % of the reference; each then counts half a frame more,
+    so that an empty one is no infinity.
+    """
+    reference, now = np.asarray(reference, np.float64), np.asarray(now, np.float64)
+    starts = _joined(reference)
+    p, q = (np.add.reduceat(each, starts) + 0.5 for each in (reference, now))
+    p, q = p / p.sum(), q / q.sum()
+    return float(np.sum((q - p) * np.log(q / p)))
+
+
+def _joined(reference: Counts) -> list[int]:
+    """First bins of the groups that are compared; at least two groups."""
+    least = _LEAST_SHARE * reference.sum()
+    starts, held = [0], 0.0
+    for place, count in enumerate(reference.tolist()):
+        if held >= least and held > 0:
+            starts.append(place)
+            held = 0.0
+        held += count
+    if len(starts) > 2 and held < least:
+        starts.pop()  # what is left over belongs to the last group, but for the only other one
+    return starts if len(starts) > 1 else [0, len(reference) // 2]
+
+
+def sight(pixels: Image, located: LocateState, window_px: int) -> tuple[float, float]:
+    """Brightness and size of the animal that `locate` has just found in a frame, uint8 [H, W, 3]."""
+    height, width = pixels.shape[:2]
+    stride, half, step = search_stride(located.shape), window_px // 2, max(1, window_px // _SAMPLES)
+    x, y = (min(max(round(at * stride), 0), side - 1) for at, side in zip(located.place, (width, height), strict=True))
+    window = pixels[max(y - half, 0) : y + half + 1 : step, max(x - half, 0) : x + half + 1 : step]
+    return float(window.mean()), float(np.sqrt(located.last_area)) * stride / window_px
+
+
+class Drift:
+    """What one lane has seen and said lately, against the reference of its bundle."""
+
+    def __init__(self, reference: Reference, behaviours: Sequence[str], memory_frames: int | None = None) -> None:
+        """`memory_frames`: what is older counts less and less; None: everything counts alike."""
+        self._reference = reference.measures
+        self._probabilities = [f"p_{name}" for name in behaviours]
+        self._memory_frames = memory_frames
+        self._counts = {name: np.zeros(bins_of(name)[2]) for name in (BRIGHTNESS, SIZE, *self._probabilities)}
+
+    def follow(self, pixels: Image, state: LaneState, window_px: int | None, decisions: Sequence[Decision]) -> None:
+        """Take a frame, the state of its lane after it and what was decided with it."""
+        if window_px and state.features is not None and state.unknown_frames == 0:
+            for name, value in zip((BRIGHTNESS, SIZE), sight(pixels, state.locate, window_px), strict=True):
+                self._count(name, value)
+        for decision in decisions:
+            for name, value in zip(self._probabilities, decision.probabilities, strict=False):
+                self._count(name, value)
+
+    def _count(self, name: str, value: float) -> None:
+        low, high, bins = bins_of(name)
+        counts = self._counts[name]
+        counts[min(max(int((value - low) * bins / (high - low)), 0), bins - 1)] += 1
+        if self._memory_frames and counts.sum() >= self._memory_frames:
+            counts /= 2
+
+    def figures(self) -> dict[str, float]:
+        """Population stability index by measure, of those that have been seen for a minute."""
+        return {
+            name: round(stability_index(self._reference[name].counts, counts), 3)
+            for name, counts in self._counts.items()
+            if name in self._reference and counts.sum() >= MIN_FRAMES
+        }
+
+    def drifted(self, figures: Mapping[str, float]) -> list[str]:
+        """The measures that are further from the reference than any of its recordings from the others."""
+        return [name for name, value in figures.items() if value > max(MUCH, self._reference[name].within or 0.0)]
+
+
+def reference_of(bundle: Bundle) -> Reference | None:
+    """The reference of a bundle; None where it has none. MbrError where it can not be understood."""
+    if REFERENCE not in bundle.manifest.files:
+        return None
+    try:
+        reference = Reference.model_validate_json(bundle.read(REFERENCE))
+    except (ValidationError, json.JSONDecodeError) as error:
+        raise _no_reference(bundle, str(error).splitlines()[0]) from error
+    for name, histogram in reference.measures.items():
+        if (histogram.low, histogram.high, len(histogram.counts)) != bins_of(name) or not sum(histogram.counts):
+            raise _no_reference(bundle, f"the histogram of {name} has other bins, or is empty")
+    return reference
+
+
+def _no_reference(bundle: Bundle, why: str) -> MbrError:
+    return MbrError(
+        f"Bundle {bundle.path}: {REFERENCE} is no reference that this program can compare with ({why}). "
+        "Use the program version that the bundle was made for, or train it anew."
+    )
