@@ -246,7 +246,7 @@ def test_following_does_not_change_a_label(bundle: Bundle, plan: Dataset, cache:
     truth = truths(plan, "validation", cache)[0]
     logs = []
     for each in (plain, bundle):
-        run = run_job(Job("a", truth.videos), tmp_path / "out", each, OpenVinoEngine(each))
+        run_job(Job("a", truth.videos), tmp_path / "out", each, OpenVinoEngine(each))
         logs.append((tmp_path / "out" / "a.labels.csv").read_bytes())
     assert logs[0] == logs[1] and len(logs[0]) > 10_000
 
