@@ -226,6 +226,19 @@ def crossvalidate(
 
 
 @app.command()
+def tune(
+    dataset: DatasetFile,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the study; one that was interrupted goes on.")],
+) -> None:
+    """Search for the settings of the best model, as [tune] in the dataset file says (needs the extra `train`)."""
+    try:
+        from mbr_live.tune import tune_program
+    except ModuleNotFoundError as error:
+        raise MbrError(f"tune: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
+    tune_program(dataset, out)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the results; emptied first.")] = Path("demo-run"),
     seconds: Annotated[float, typer.Option(min=10, help="Length of the live part.")] = 30.0,

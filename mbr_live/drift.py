@@ -82,8 +82,8 @@ def counts_of(measure: str, values: Iterable[float]) -> Counts:
 def stability_index(reference: Sequence[int] | Counts, now: Sequence[int] | Counts) -> float:
     """Population stability index of counts [bins] against those of the reference [bins].
 
-    Neighbouring bins are taken together until each holds 5 % of the reference; each then counts half a frame more,
-    so that an empty one is no infinity.
+    Neighbouring bins are taken together until each holds 5 % of the reference; each, and what is below or above all of
+    it, then counts half a frame more, so that an empty one is no infinity.
     """
     reference, now = np.asarray(reference, np.float64), np.asarray(now, np.float64)
     starts = _joined(reference)
@@ -93,17 +93,19 @@ def stability_index(reference: Sequence[int] | Counts, now: Sequence[int] | Coun
 
 
 def _joined(reference: Counts) -> list[int]:
-    """First bins of the groups that are compared; at least two groups."""
+    """First bins of the groups that are compared: what is below and above all of the reference is a group each."""
     least = _LEAST_SHARE * reference.sum()
-    starts, held = [0], 0.0
-    for place, count in enumerate(reference.tolist()):
-        if held >= least and held > 0:
+    first, last = (int(place) for place in np.flatnonzero(reference)[[0, -1]])
+    starts, held = [first], 0.0
+    for place in range(first, last + 1):
+        if held >= least:
             starts.append(place)
             held = 0.0
-        held += count
+        held += float(reference[place])
     if len(starts) > 2 and held < least:
         starts.pop()  # what is left over belongs to the last group, but for the only other one
-    return starts if len(starts) > 1 else [0, len(reference) // 2]
+    below, above = [0] if first > 0 else [], [last + 1] if last + 1 < len(reference) else []
+    return [*below, *starts, *above]
 
 
 def sight(pixels: Image, located: LocateState, window_px: int) -> tuple[float, float]:

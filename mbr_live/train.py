@@ -44,7 +44,7 @@ from mbr_live.bundle import (
 )
 from mbr_live.card import card_text, score_table, training_card
 from mbr_live.checkpoints import Checkpoints, Stateful
-from mbr_live.curves import Curves
+from mbr_live.curves import Curves, Told
 from mbr_live.dataset import Dataset, ModelSettings, TrainingSettings
 from mbr_live.drift import Reference
 from mbr_live.engine import windows
@@ -132,14 +132,25 @@ def train(
 
 
 def train_on(
-    plan: Dataset, out: Path, *, progress: dataset.Progress, cache: Path | None = None, logs: Path | None = None
+    plan: Dataset,
+    out: Path,
+    *,
+    progress: dataset.Progress,
+    cache: Path | None = None,
+    logs: Path | None = None,
+    told: Told | None = None,
+    checkpoints_in: Path | None = None,
 ) -> Bundle:
-    """As `train`, with a dataset that was read before."""
+    """As `train`, with a dataset that was read before.
+
+    `told` is told validation scores on the way, and may raise to give up. Checkpoints are kept in the cache, or in a
+    folder of their own.
+    """
     check_replaceable(out)
-    curves = Curves(logs)
+    curves = Curves(logs, told)
     cache = cache or dataset.cache_folder()
     recordings = preparation.prepare(plan, cache, progress)
-    checkpoints = Checkpoints(cache / f"{plan.name}.{_key(plan, recordings)}.checkpoints")
+    checkpoints = Checkpoints((checkpoints_in or cache) / f"{plan.name}.{_key(plan, recordings)}.checkpoints")
     lessons = [_lesson(recording, plan.max_gap_frames) for recording in recordings]
     lessons_to_learn = [lesson for lesson in lessons if lesson.recording.split == "train"]
     lessons_to_validate = [lesson for lesson in lessons if lesson.recording.split == "validation"]
