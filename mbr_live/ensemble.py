@@ -238,7 +238,10 @@ def _card(
     for k, behaviour in enumerate(bundles[0].manifest.behaviour_names):
         parts = [f"{weight:.3f} x [{number}]" for number, weight in enumerate(weights.members[:, k], 1)]
         lines.append(f"Logit of {behaviour}: {' + '.join(parts)} {weights.offset[k]:+.3f}.")
-    said = [f"[{n}] {bundle.manifest.name}: {card.summary}" for n, (bundle, card) in enumerate(zip(bundles, cards), 1)]
+    said = [
+        f"[{n}] {bundle.manifest.name}: {card.summary}"
+        for n, (bundle, card) in enumerate(zip(bundles, cards, strict=True), 1)
+    ]
     return TrainingCard(
         summary="\n\n".join((*lines, *said)),
         date=datetime.now(UTC).date().isoformat(),
