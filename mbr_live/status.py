@@ -41,6 +41,7 @@ class CameraStatus(BaseModel):
     drops: dict[str, int] = {}  # frames and ticks without a label, by cause
     drift: dict[str, float] = {}  # of the last hours, by measure
     drifted: list[str] = []  # the measures that are unlike training
+    unrecorded: int = 0  # pictures that were to be recorded, and for which there was no room
 
 
 class SystemStatus(BaseModel):
