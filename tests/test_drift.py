@@ -21,14 +21,16 @@ from mbr_live import drift  # noqa: E402
 from mbr_live.batch import Job, run_job  # noqa: E402
 from mbr_live.bundle import CARD, REFERENCE, TEMPORAL, Bundle, load_bundle, write_bundle  # noqa: E402
 from mbr_live.comparison import LabelFolder  # noqa: E402
+from mbr_live.config import Camera  # noqa: E402
 from mbr_live.dataset import Dataset, read_dataset  # noqa: E402
 from mbr_live.drift import Drift, Histogram, Reference, counts_of, reference_of, stability_index  # noqa: E402
 from mbr_live.engine import OpenVinoEngine  # noqa: E402
 from mbr_live.evaluate import evaluate  # noqa: E402
 from mbr_live.evaluate_program import truths  # noqa: E402
+from mbr_live.infer import Lane  # noqa: E402
 from mbr_live.pipeline import Pipeline  # noqa: E402
-from mbr_live.sinks import read_run  # noqa: E402
-from mbr_live.sources import VideoFile  # noqa: E402
+from mbr_live.sinks import RunManifest, read_run  # noqa: E402
+from mbr_live.sources import VideoFile, sampled  # noqa: E402
 from mbr_live.status import CameraStatus  # noqa: E402
 from mbr_live.train import train, train_on  # noqa: E402
 from mbr_live.types import Decision, MbrError, Status  # noqa: E402
@@ -283,6 +285,34 @@ def test_only_frames_that_show_the_animal_are_seen(bundle: Bundle) -> None:
     held = replace(pipeline.start(), features=np.zeros(30, np.float32), unknown_frames=1)
     following.follow(np.zeros((480, 640, 3), np.uint8), held, 160, [lost])
     assert all(counts.sum() == 0 for counts in following._counts.values())
+
+
+def test_a_live_lane_tells_and_keeps_what_is_unlike_training(bundle: Bundle, box_video: Path, tmp_path: Path) -> None:
+    """Real frames, darkened, through the pipeline and the lane of the inference process."""
+    reference = reference_of(bundle)
+    assert reference is not None
+    pipeline = Pipeline(bundle.manifest, OpenVinoEngine(bundle))
+    camera = Camera.model_validate({"name": "cage", "source": {"kind": "file", "path": str(box_video)}})
+    template = RunManifest(
+        recording="", mode="live", exit_status="running", started="", bundle="small", bundle_sha256="", engine="",
+        versions={}, sources=[],
+    )  # fmt: skip
+    lane = Lane(tmp_path, camera, pipeline, template, reference)
+    frames = [replace(frame, pixels=frame.pixels // 3) for frame in sampled(VideoFile(box_video), "cage")]
+    assert lane.status(0.0).drift == {}
+    for again in range(6):
+        for frame in frames:
+            shown = replace(frame, index=frame.index + again * len(frames))
+            decisions, states = pipeline.step([shown], {"cage": lane.state})
+            lane.state = states["cage"]
+            for decision in decisions:
+                lane.write(decision)
+            lane.note_drift(shown.pixels, decisions)
+    said = lane.status(0.0)
+    assert "brightness" in said.drifted and set(said.drift) == set(reference.measures)
+    lane.close()
+    run = read_run(tmp_path / "cage.run.json")
+    assert (run.drift, run.drifted) == (said.drift, said.drifted)
 
 
 def test_the_dashboard_says_what_is_unlike_training() -> None:
