@@ -6,11 +6,12 @@ Three kinds of measures, each of one number per frame in which the animal was fo
     size          root of the animal's area, in crop windows: how large the networks see it
     p_<behaviour> the probability, where there is one
 
-Two histograms are compared by the population stability index (Siddiqi 2006, Credit Risk Scorecards), the sum of
-(q - p) ln(q / p) over bins with shares p of the reference and q of now: 0 where they are alike; by custom, below 0.1
-nothing has changed, above 0.25 much has. Frames of one recording resemble each other, so recordings differ from each
-other without any drift: the reference keeps how far the recordings that it was made of are from the rest, and only what
-is further away than any of them, and above 0.25, counts as drifted.
+Two histograms are compared by the earth mover's distance (Wasserstein's of order 1): by how much, on average, the one
+has to be moved to become the other, in units of the measure. It grows with how far apart they are, also where they do
+not overlap. The population stability index, which is customary, does not, and takes any single recording, whose light
+and animal vary less than those of many together, for drift. Recordings differ from each other without any drift: the
+reference keeps the largest distance of one of its groups from the rest, and only what is half as far again, and
+further than what matters to nobody, counts as drifted.
 
 Nothing here enters a label. Memory is constant: counts in fixed bins.
 """
@@ -31,8 +32,11 @@ from mbr_live.locate import LocateState
 from mbr_live.pipeline import LaneState
 from mbr_live.types import Decision, Image, MbrError
 
-MUCH = 0.25
-"""Population stability index above which a measure has drifted."""
+LITTLE = {"brightness": 10.0, "size": 0.05}
+"""Distances that matter to nobody, by measure."""
+
+_LITTLE_OF_A_PROBABILITY = 0.1
+_BEYOND = 1.5  # times the largest distance within the reference: drift
 
 MIN_FRAMES = 600  # a minute: of fewer, nothing is said
 MEMORY_FRAMES = 72_000  # two hours: then all counts are halved, so that in weeks of recording the present still counts
@@ -40,7 +44,6 @@ MEMORY_FRAMES = 72_000  # two hours: then all counts are halved, so that in week
 BRIGHTNESS, SIZE = "brightness", "size"
 _BINS = {BRIGHTNESS: (0.0, 256.0, 64), SIZE: (0.0, 1.0, 50)}
 _PROBABILITY_BINS = (0.0, 1.0, 20)
-_LEAST_SHARE = 0.05  # of the reference in a bin, else neighbours are taken together
 _SAMPLES = 32  # pixels of the crop window that are read along each side
 
 Counts = NDArray[np.float64]
@@ -56,7 +59,7 @@ class Histogram(_Record):
     low: float
     high: float
     counts: tuple[int, ...] = Field(min_length=2)
-    within: float | None  # largest index of one of its recordings against the others; None with fewer than two
+    within: float | None  # largest distance of one of its groups from the others; None with fewer than two
 
 
 class Reference(_Record):
@@ -79,33 +82,11 @@ def counts_of(measure: str, values: Iterable[float]) -> Counts:
     return np.bincount(places, minlength=bins).astype(np.float64)
 
 
-def stability_index(reference: Sequence[int] | Counts, now: Sequence[int] | Counts) -> float:
-    """Population stability index of counts [bins] against those of the reference [bins].
-
-    Neighbouring bins are taken together until each holds 5 % of the reference; each, and what is below or above all of
-    it, then counts half a frame more, so that an empty one is no infinity.
-    """
-    reference, now = np.asarray(reference, np.float64), np.asarray(now, np.float64)
-    starts = _joined(reference)
-    p, q = (np.add.reduceat(each, starts) + 0.5 for each in (reference, now))
-    p, q = p / p.sum(), q / q.sum()
-    return float(np.sum((q - p) * np.log(q / p)))
-
-
-def _joined(reference: Counts) -> list[int]:
-    """First bins of the groups that are compared: what is below and above all of the reference is a group each."""
-    least = _LEAST_SHARE * reference.sum()
-    first, last = (int(place) for place in np.flatnonzero(reference)[[0, -1]])
-    starts, held = [first], 0.0
-    for place in range(first, last + 1):
-        if held >= least:
-            starts.append(place)
-            held = 0.0
-        held += float(reference[place])
-    if len(starts) > 2 and held < least:
-        starts.pop()  # what is left over belongs to the last group, but for the only other one
-    below, above = [0] if first > 0 else [], [last + 1] if last + 1 < len(reference) else []
-    return [*below, *starts, *above]
+def distance(measure: str, one: Sequence[int] | Counts, other: Sequence[int] | Counts) -> float:
+    """Earth mover's distance of two histograms with frames in them, in units of the measure."""
+    low, high, bins = bins_of(measure)
+    first, second = (np.cumsum(counts) / np.sum(counts) for counts in (one, other))
+    return float(np.abs(first - second).sum() * (high - low) / bins)
 
 
 def sight(pixels: Image, located: LocateState, window_px: int) -> tuple[float, float]:
@@ -144,16 +125,20 @@ class Drift:
             counts /= 2
 
     def figures(self) -> dict[str, float]:
-        """Population stability index by measure, of those that have been seen for a minute."""
+        """Distance from the reference by measure, of those that have been seen for a minute."""
         return {
-            name: round(stability_index(self._reference[name].counts, counts), 3)
+            name: round(distance(name, self._reference[name].counts, counts), 4)
             for name, counts in self._counts.items()
             if name in self._reference and counts.sum() >= MIN_FRAMES
         }
 
     def drifted(self, figures: Mapping[str, float]) -> list[str]:
-        """The measures that are further from the reference than any of its recordings from the others."""
-        return [name for name, value in figures.items() if value > max(MUCH, self._reference[name].within or 0.0)]
+        """The measures that are much further from the reference than any of its groups from the others."""
+        return [name for name, value in figures.items() if value > self._allowed(name)]
+
+    def _allowed(self, measure: str) -> float:
+        little = LITTLE.get(measure, _LITTLE_OF_A_PROBABILITY)
+        return max(little, _BEYOND * (self._reference[measure].within or 0.0))
 
 
 def reference_of(bundle: Bundle) -> Reference | None:

@@ -16,7 +16,7 @@ import numpy as np
 from mbr_live import locate, sources
 from mbr_live.blindness import BlindState, is_blind
 from mbr_live.dataset import Dataset, Progress, file_name, key_of, video_files
-from mbr_live.drift import BRIGHTNESS, SIZE, Counts, Histogram, Reference, bins_of, counts_of, sight, stability_index
+from mbr_live.drift import BRIGHTNESS, SIZE, Counts, Histogram, Reference, bins_of, counts_of, distance, sight
 from mbr_live.fitting import Validated
 from mbr_live.preparation import CROPPED_BY
 from mbr_live.recordings import RecordingSpec
@@ -59,7 +59,7 @@ def _histogram(measure: str, parts: Mapping[str, Counts]) -> Histogram:
     low, high, bins = bins_of(measure)
     filled = [counts for counts in parts.values() if counts.sum()]
     whole = sum(filled, np.zeros(bins))
-    apart = [stability_index(whole - counts, counts) for counts in filled] if len(filled) > 1 else []
+    apart = [distance(measure, whole - counts, counts) for counts in filled] if len(filled) > 1 else []
     counts = tuple(int(count) for count in whole)
     return Histogram(low=low, high=high, counts=counts, within=round(max(apart), 4) if apart else None)
 

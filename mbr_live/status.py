@@ -39,7 +39,7 @@ class CameraStatus(BaseModel):
     latency: dict[str, float] = {}  # p50_ms, p95_ms, p99_ms, max_ms
     rows: dict[str, int] = {}  # rows of the label log, by status
     drops: dict[str, int] = {}  # frames and ticks without a label, by cause
-    drift: dict[str, float] = {}  # of the last hours, by measure
+    drift: dict[str, float] = {}  # distance from training in the last hours, by measure
     drifted: list[str] = []  # the measures that are unlike training
     unrecorded: int = 0  # pictures that were to be recorded, and for which there was no room
 
