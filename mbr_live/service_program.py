@@ -112,10 +112,6 @@ def _members(config: Config) -> list[str]:
     """The services of a system."""
     members = ["mbr-infer.service", *(f"mbr-capture@{camera.name}.service" for camera in config.camera)]
     aside = {"monitor": config.monitor, "store": config.store, "clips": config.recording.clips}
-        "mbr-monitor.service": config.monitor,
-        "mbr-store.service": config.store,
-        "mbr-clips.service": config.recording.clips,
-    }
     return [*members, *(f"mbr-{name}.service" for name, wanted in aside.items() if wanted)]
 
 

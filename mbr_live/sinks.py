@@ -58,9 +58,7 @@ class RunManifest(BaseModel):
     window_px: int | None = None
     capture: dict[str, int] = {}  # the capture process's own counts
     refused: dict[str, int] = {}  # frames that came but could not be used, by reason
-    drift: dict[
-        str, float
-    ] = {}  # distance by measure of `mbr_live.drift`; empty where nothing is known
+    drift: dict[str, float] = {}  # distance by measure of `mbr_live.drift`; empty where nothing is known
     drifted: list[str] = []  # the measures that are unlike training
     timings: dict[str, float] = {}
 
