@@ -33,7 +33,7 @@ from mbr_live.sinks import (
     write_run,
 )
 from mbr_live.sources import JOURNAL_SUFFIX, JoinedFiles, Recording, Source, VideoFile, sampled
-from mbr_live.types import Frame, MbrError, SourceFrame
+from mbr_live.types import Decision, Frame, MbrError, SourceFrame
 
 AHEAD_FRAMES = 8  # decoded ahead of the pipeline: enough to keep both busy, little enough to stay small
 
@@ -151,6 +151,12 @@ def _label(
     hindsight = Hindsight(pipeline)
     step = pipeline.step if pipeline.manifest.causal else hindsight.step
     last, origin_ns = -1, 0
+
+    def write(decisions: list[Decision]) -> None:
+        log.write_all(decisions)
+        if drift:
+            drift.hear(decisions)
+
     with closing(_Ahead(frames)) as decoded:
         for frame in decoded:
             last, origin_ns = frame.index, frame.origin_ns
@@ -158,15 +164,15 @@ def _label(
                 continue
             while restarts and frame.index > restarts[0]:
                 gaps, state = pipeline.gap(name, restarts.pop(0) + 1, origin_ns, state)
-                log.write_all([*hindsight.flush(), *gaps])
+                write([*hindsight.flush(), *gaps])
                 state = pipeline.start(state.last_index)
             decisions, states = step([frame], {name: state})
             state = states[name]
-            log.write_all(decisions)
+            write(decisions)
             if drift:
-                drift.follow(frame.pixels, state, pipeline.window_px(name, state), decisions)
+                drift.see(frame.pixels, state, pipeline.window_px(name, state))
     gaps, state = pipeline.gap(name, last + 1, origin_ns, state)
-    log.write_all([*hindsight.flush(), *gaps])
+    write([*hindsight.flush(), *gaps])
     return state
 
 

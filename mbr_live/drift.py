@@ -44,7 +44,7 @@ MEMORY_FRAMES = 72_000  # two hours: then all counts are halved, so that in week
 BRIGHTNESS, SIZE = "brightness", "size"
 _BINS = {BRIGHTNESS: (0.0, 256.0, 64), SIZE: (0.0, 1.0, 50)}
 _PROBABILITY_BINS = (0.0, 1.0, 20)
-_SAMPLES = 32  # pixels of the crop window that are read along each side
+_SAMPLES = 16  # pixels of the crop window that are read along each side
 
 Counts = NDArray[np.float64]
 
@@ -82,7 +82,7 @@ def counts_of(measure: str, values: Iterable[float]) -> Counts:
     return np.bincount(places, minlength=bins).astype(np.float64)
 
 
-def distance(measure: str, one: Sequence[int] | Counts, other: Sequence[int] | Counts) -> float:
+def distance(measure: str, one: Sequence[float] | Counts, other: Sequence[float] | Counts) -> float:
     """Earth mover's distance of two histograms with frames in them, in units of the measure."""
     low, high, bins = bins_of(measure)
     first, second = (np.cumsum(counts) / np.sum(counts) for counts in (one, other))
@@ -106,13 +106,18 @@ class Drift:
         self._reference = reference.measures
         self._probabilities = [f"p_{name}" for name in behaviours]
         self._memory_frames = memory_frames
-        self._counts = {name: np.zeros(bins_of(name)[2]) for name in (BRIGHTNESS, SIZE, *self._probabilities)}
+        # Lists, since a single cell of an array costs more to change.
+        self._counts = {name: [0.0] * bins_of(name)[2] for name in (BRIGHTNESS, SIZE, *self._probabilities)}
+        self._frames = dict.fromkeys(self._counts, 0.0)
 
-    def follow(self, pixels: Image, state: LaneState, window_px: int | None, decisions: Sequence[Decision]) -> None:
-        """Take a frame, the state of its lane after it and what was decided with it."""
+    def see(self, pixels: Image, state: LaneState, window_px: int | None) -> None:
+        """Take a frame, uint8 [H, W, 3], and the state of its lane after it."""
         if window_px and state.features is not None and state.unknown_frames == 0:
             for name, value in zip((BRIGHTNESS, SIZE), sight(pixels, state.locate, window_px), strict=True):
                 self._count(name, value)
+
+    def hear(self, decisions: Sequence[Decision]) -> None:
+        """Take what was decided; of a bundle that looks ahead, later than the frames were seen."""
         for decision in decisions:
             for name, value in zip(self._probabilities, decision.probabilities, strict=False):
                 self._count(name, value)
@@ -121,15 +126,17 @@ class Drift:
         low, high, bins = bins_of(name)
         counts = self._counts[name]
         counts[min(max(int((value - low) * bins / (high - low)), 0), bins - 1)] += 1
-        if self._memory_frames and counts.sum() >= self._memory_frames:
-            counts /= 2
+        self._frames[name] += 1
+        if self._memory_frames and self._frames[name] >= self._memory_frames:
+            self._counts[name] = [count / 2 for count in counts]
+            self._frames[name] /= 2
 
     def figures(self) -> dict[str, float]:
         """Distance from the reference by measure, of those that have been seen for a minute."""
         return {
             name: round(distance(name, self._reference[name].counts, counts), 4)
             for name, counts in self._counts.items()
-            if name in self._reference and counts.sum() >= MIN_FRAMES
+            if name in self._reference and self._frames[name] >= MIN_FRAMES
         }
 
     def drifted(self, figures: Mapping[str, float]) -> list[str]:

@@ -161,7 +161,8 @@ class Lane:
     def note_drift(self, pixels: Image, decisions: list[Decision]) -> None:
         """Keep what the frame looked like, once its label is out."""
         if self._drift:
-            self._drift.follow(pixels, self.state, self._pipeline.window_px(self.name, self.state), decisions)
+            self._drift.see(pixels, self.state, self._pipeline.window_px(self.name, self.state))
+            self._drift.hear(decisions)
 
     def _drifted(self) -> tuple[dict[str, float], list[str]]:
         figures = self._drift.figures() if self._drift else {}
