@@ -37,7 +37,6 @@ from mbr_live.bundle import (
     load_bundle,
     write_bundle,
 )
-from mbr_live.calibration import fit_weights
 from mbr_live.card import card_text, score_table
 from mbr_live.comparison import Compared, Truth, compare
 from mbr_live.dataset import Dataset, Progress, cache_folder, read_dataset
@@ -45,6 +44,7 @@ from mbr_live.engine import OpenVinoEngine
 from mbr_live.evaluate_program import truths
 from mbr_live.fitting import Fitted, Validated
 from mbr_live.merging import Merged, Weights, check_mergeable, merge
+from mbr_live.probability_calibration import fit_weights
 from mbr_live.reference import build_reference
 from mbr_live.sinks import LABELS_SUFFIX
 from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, MbrError

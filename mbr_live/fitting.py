@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from mbr_live import bouts, decide
 from mbr_live.annotations import Marks, runs
 from mbr_live.bundle import Behaviour, Fit, Score
-from mbr_live.calibration import Calibration, fit_calibration
 from mbr_live.dataset import BehaviourSpec, CalibrationKind, ThresholdRule
+from mbr_live.probability_calibration import Calibration, fit_calibration
 from mbr_live.scoring import average_precision, calibration, calibration_error, f1
 from mbr_live.types import RATE_FPS, UNKNOWN
 

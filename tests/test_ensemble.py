@@ -26,7 +26,6 @@ from mbr_live.bundle import (  # noqa: E402
     load_bundle,
     write_bundle,
 )
-from mbr_live.calibration import fit_weights  # noqa: E402
 from mbr_live.comparison import LabelFolder  # noqa: E402
 from mbr_live.dataset import read_dataset  # noqa: E402
 from mbr_live.engine import OpenVinoEngine  # noqa: E402
@@ -36,6 +35,7 @@ from mbr_live.evaluate_program import truths  # noqa: E402
 from mbr_live.kinematics import ALL, SHAPE, VERSION  # noqa: E402
 from mbr_live.merging import Weights, merge  # noqa: E402
 from mbr_live.models import Trunk, TrunkConfig, export_onnx  # noqa: E402
+from mbr_live.probability_calibration import fit_weights  # noqa: E402
 from mbr_live.sinks import read_labels  # noqa: E402
 from mbr_live.temporal import LstmConfig, TcnConfig, TemporalConfig, TransformerConfig, build_temporal  # noqa: E402
 from mbr_live.train import train  # noqa: E402

@@ -14,9 +14,9 @@ pytest.importorskip("sklearn", reason="training is not installed: pip install 'm
 
 from mbr_live import bouts, fitting, scoring
 from mbr_live.bundle import Behaviour
-from mbr_live.calibration import Calibration, fit_calibration
 from mbr_live.dataset import BehaviourSpec, read_dataset
 from mbr_live.fitting import Validated, fit, labels_of, probabilities_of
+from mbr_live.probability_calibration import Calibration, fit_calibration
 from mbr_live.types import UNKNOWN, MbrError
 
 
