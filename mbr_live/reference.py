@@ -22,7 +22,7 @@ from mbr_live.preparation import CROPPED_BY
 from mbr_live.recordings import RecordingSpec
 from mbr_live.sinks import write_atomically
 
-LOOKED_AT_TICKS = 3000  # five minutes of each recording: enough for its light and its animal
+LOOKED_AT_TICKS = 1200  # two minutes of each recording: enough for its light and its animal, and soon looked at
 
 
 def build_reference(
