@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
 
 from mbr_live.bundle import FEATURES, TEMPORAL, Bundle
 from mbr_live.candidates import candidate, check_space, write_candidate
@@ -87,6 +88,8 @@ def tune(dataset_file: Path, out: Path, *, progress: Progress, cache: Path | Non
     if settings is None:
         raise MbrError(f"Dataset {dataset_file} has no [tune] section. Say there what is to be searched.")
     check_space(plan, settings, dataset_file)
+    if out.exists() and not out.is_dir():
+        raise MbrError(f"{out} is a file, expected a folder for the study. Give another --out.")
     out.mkdir(parents=True, exist_ok=True)
     study = _study(plan, settings, out)
     if settings.sampler == "grid":
@@ -111,8 +114,14 @@ def _study(plan: Dataset, settings: TuneSettings, out: Path) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     maximize, minimize = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
     directions = [maximize if objective == "pr_auc" else minimize for objective in settings.objectives]
-    storage = optuna.storages.RDBStorage(f"sqlite:///{(out / STUDY).resolve()}")
-    study = optuna.create_study(storage=storage, study_name="tune", directions=directions, load_if_exists=True)
+    try:
+        storage = optuna.storages.RDBStorage(f"sqlite:///{(out / STUDY).resolve()}")
+        study = optuna.create_study(storage=storage, study_name="tune", directions=directions, load_if_exists=True)
+    except (SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        raise MbrError(
+            f"{out / STUDY} is no study that can be gone on with ({str(error).splitlines()[0]}). "
+            "Give another --out, or delete that file."
+        ) from error
     made_for = _made_for(plan, settings)
     if study.user_attrs.setdefault("made_for", made_for) != made_for:
         raise MbrError(

@@ -127,6 +127,16 @@ def test_a_dataset_without_a_search_says_so(tmp_path: Path) -> None:
     assert done.returncode == 2 and "has no [tune] section" in done.stderr
 
 
+def test_what_is_no_study_is_left_alone_and_said(tmp_path: Path) -> None:
+    file = written(tmp_path / "small.toml", BASE + SEARCH)
+    study = written(tmp_path / "out" / "study.sqlite", "not a database, and long enough to be looked at\n" * 20)
+    with pytest.raises(MbrError, match=r"study\.sqlite is no study that can be gone on with \(.*not a database"):
+        tune(file, tmp_path / "out", progress=silent)
+    with pytest.raises(MbrError, match="is a file, expected a folder"):
+        tune(file, study, progress=silent)
+    assert study.read_text().startswith("not a database")
+
+
 numbers = st.integers(-50, 50)
 
 
