@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from mbr_live.types import MbrError
 STUDY, BEST, PLOT = "study.sqlite", "best.toml", "pareto.png"
 FRONT = "front"  # folder of the dataset files of the candidates on the Pareto front
 _CANDIDATES = "candidates"
-_PREPARING = ("labels", "recordings", "reference")  # stages that are no part of the training time
+_BEFORE, _AFTER = ("labels", "recordings"), "reference"  # stages that are no part of the training time
 _TIMED_FRAMES, _WARM_FRAMES, _SEQUENCE_FRAMES = 200, 20, 1024
 _STARTUP_CANDIDATES = 5  # with which the next ones are compared before any is given up
 _FINISHED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL)
@@ -146,9 +145,9 @@ def _made_for(plan: Dataset, settings: TuneSettings) -> str:
     for spec in plan.all_recordings():
         videos, labels = files_of(spec)
         digest.update(f"{spec.name} {spec.group} {spec.split}".encode())
-        for video in videos:
+        for video in filter(Path.is_file, videos):  # what is missing is an error of training, which says more
             digest.update(f"{video.name} {video.stat().st_size}".encode())
-        for label in labels:
+        for label in filter(Path.is_file, labels):
             digest.update(label.read_bytes())
     return digest.hexdigest()
 
@@ -174,7 +173,7 @@ class _Search:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
             study.tell(trial, values[: len(self._settings.objectives)])
-        shutil.rmtree(self._checkpoints, ignore_errors=True)  # of no use any more
+        shutil.rmtree(self._under_way, ignore_errors=True)  # of no use any more
 
     def _try(self, trial: optuna.Trial, before: Mapping[int, float] | None) -> tuple[float, float]:
         """PR-AUC and milliseconds of a candidate; `before` is what it had reported when it was killed."""
@@ -184,31 +183,29 @@ class _Search:
         except MbrError as error:
             trial.set_user_attr("why", str(error))
             raise _Unfit from error
-        began_s = time.monotonic()
+        began_s = ended_s = time.monotonic()
 
         def show(stage: str, done: int, total: int) -> None:
-            nonlocal began_s
-            if stage in _PREPARING[:2]:
+            nonlocal began_s, ended_s
+            if stage in _BEFORE:
                 began_s = time.monotonic()
+            if stage != _AFTER:
+                ended_s = time.monotonic()
             self._progress(f"candidate {trial.number}: {stage}", done, total)
 
-        with tempfile.TemporaryDirectory(dir=self._out) as folder:
-            bundle = train_on(
-                chosen,
-                Path(folder, "bundle"),
-                progress=show,
-                cache=self._cache,
-                told=self._judge(trial, before or {}) if self._settings.pruning else None,
-                checkpoints_in=self._checkpoints,
-            )
-            if before is None:
-                trial.set_user_attr("training_s", round(time.monotonic() - began_s, 2))
-            cost_ms = ms_per_frame(bundle)
-            networks = {
-                name: bundle.manifest.files[name].sha256
-                for name in (FEATURES, TEMPORAL)
-                if name in bundle.manifest.files
-            }
+        bundle = train_on(
+            chosen,
+            self._under_way / "bundle",
+            progress=show,
+            cache=self._cache,
+            told=self._judge(trial, before or {}) if self._settings.pruning else None,
+            checkpoints_in=self._under_way,
+        )
+        if before is None:
+            trial.set_user_attr("training_s", round(ended_s - began_s, 2))
+        cost_ms = ms_per_frame(bundle)
+        files = bundle.manifest.files
+        networks = {name: files[name].sha256 for name in (FEATURES, TEMPORAL) if name in files}
         trial.set_user_attr("ms_per_frame", round(cost_ms, 4))
         trial.set_user_attr("networks", networks)
         score = _score([fit.pr_auc for fit in bundle.manifest.training.fits])
@@ -216,8 +213,9 @@ class _Search:
         return score, cost_ms
 
     @property
-    def _checkpoints(self) -> Path:
-        return self._out / "checkpoints"
+    def _under_way(self) -> Path:
+        """All files of the candidate that is being tried."""
+        return self._out / "under-way"
 
     def _judge(
         self, trial: optuna.Trial, before: Mapping[int, float]
