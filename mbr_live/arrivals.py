@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from mbr_live.drift import Glance, glance_at
 from mbr_live.pipeline import Pipeline, Seen, SightState
 from mbr_live.types import RATE_FPS
 from mbr_live.wire import BadMessage, End, FrameHeader, FrameReceiver, Header, Heartbeat, frame_of
@@ -22,6 +23,7 @@ class SeenFrame:
     header: FrameHeader
     received_ns: int  # CLOCK_MONOTONIC
     seen: Seen
+    glance: Glance | None  # where somebody wants to know what the animal looks like, and it is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,9 @@ Arrival = SeenFrame | RefusedFrame | Heartbeat | End | BadMessage
 class Eye:
     """One camera up to the networks."""
 
-    def __init__(self, pipeline: Pipeline, last_index: int) -> None:
+    def __init__(self, pipeline: Pipeline, last_index: int, *, glances: bool = False) -> None:
         """`last_index` is the last tick that is in the log already."""
-        self._pipeline, self._last_index = pipeline, last_index
+        self._pipeline, self._last_index, self._glances = pipeline, last_index, glances
         self._sight = SightState()
         self._size: tuple[int, int] | None = None  # height and width of the first frame
 
@@ -50,9 +52,11 @@ class Eye:
         refusal = self._refusal(header)
         if refusal is not None:
             return RefusedFrame(header, refusal)
-        seen = self._pipeline.see(frame_of(header, pixels), self._sight)
+        frame = frame_of(header, pixels)
+        seen = self._pipeline.see(frame, self._sight)
         self._sight, self._last_index = seen.after, header.index
-        return SeenFrame(header, received_ns, seen)
+        window_px = self._pipeline.window_px(header.camera, seen.after) if self._glances else None
+        return SeenFrame(header, received_ns, seen, glance_at(frame.pixels, seen, window_px))
 
     def end(self, message: End) -> None:
         """Heed the end of a session, after which no frame of its ticks is expected any more."""

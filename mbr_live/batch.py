@@ -16,6 +16,7 @@ from pathlib import Path
 
 from mbr_live.ahead import Ahead
 from mbr_live.bundle import Bundle
+from mbr_live.drift import Drift, Glance, glance_at, reference_of
 from mbr_live.engine import Engine
 from mbr_live.pipeline import Hindsight, LaneState, Pipeline, Seen, SightState
 from mbr_live.sinks import (
@@ -31,7 +32,7 @@ from mbr_live.sinks import (
     write_run,
 )
 from mbr_live.sources import JOURNAL_SUFFIX, JoinedFiles, Recording, Source, VideoFile, sampled
-from mbr_live.types import Frame, MbrError, SourceFrame
+from mbr_live.types import Decision, Frame, MbrError, SourceFrame
 
 AHEAD_FRAMES = 8  # decoded, and seen, ahead: enough to keep all threads busy, little enough to stay small
 TOGETHER_FRAMES = 8  # at most, of which the features are computed in one call
@@ -98,7 +99,9 @@ def run_job(
     try:
         log = SessionLog.create(labels, bouts, bundle.manifest)
         with closing(log):
-            state = _label(frames, job.name, pipeline, log, replayed or Replayed())
+            drift = _drift(bundle)
+            state = _label(frames, job.name, pipeline, log, replayed or Replayed(), drift)
+        figures = drift.figures() if drift else {}
         run = RunManifest(
             recording=job.name,
             mode="batch",
@@ -115,7 +118,9 @@ def run_job(
             bouts=dict(log.bout_counts),
             drops=gap_ranges(read_labels(labels)),
             restarts=list(replayed.restarts) if replayed else [],
-            window_px=pipeline.window_px(job.name, state),
+            window_px=pipeline.window_px(job.name, state.sight),
+            drift=figures,
+            drifted=drift.drifted(figures) if drift else [],
             timings=_timings(log, time.monotonic() - wall_s, time.process_time() - cpu_s),
         )
         for part, final in zip(parts, finals, strict=True):
@@ -127,7 +132,19 @@ def run_job(
     return run
 
 
-def _label(frames: Iterator[Frame], name: str, pipeline: Pipeline, log: SessionLog, replayed: Replayed) -> LaneState:
+def _drift(bundle: Bundle) -> Drift | None:
+    reference = reference_of(bundle)
+    return Drift(reference, bundle.manifest.behaviour_names) if reference else None
+
+
+def _label(
+    frames: Iterator[Frame],
+    name: str,
+    pipeline: Pipeline,
+    log: SessionLog,
+    replayed: Replayed,
+    drift: Drift | None,
+) -> LaneState:
     """Run all frames through the pipeline into the log; the state in the end.
 
     Decoding, seeing and the networks each have a thread: what one picture shows needs nothing of what the networks
@@ -138,9 +155,15 @@ def _label(frames: Iterator[Frame], name: str, pipeline: Pipeline, log: SessionL
     hindsight = Hindsight(pipeline)
     label = pipeline.label if pipeline.manifest.causal else hindsight.label
     last, origin_ns = -1, 0
+
+    def write(decisions: list[Decision]) -> None:
+        log.write_all(decisions)
+        if drift:
+            drift.hear(decisions)
+
     with (
         closing(Ahead(frames, AHEAD_FRAMES)) as decoded,
-        closing(Ahead(_ticks(decoded, pipeline, replayed), AHEAD_FRAMES)) as ticks,
+        closing(Ahead(_ticks(decoded, pipeline, replayed, glances=drift is not None), AHEAD_FRAMES)) as ticks,
     ):
         for group in ticks.groups(TOGETHER_FRAMES):
             features = iter(pipeline.features([tick.seen for tick in group if tick.seen]))
@@ -150,13 +173,15 @@ def _label(frames: Iterator[Frame], name: str, pipeline: Pipeline, log: SessionL
                     continue
                 while restarts and tick.index > restarts[0]:
                     gaps, state = pipeline.gap(name, restarts.pop(0) + 1, origin_ns, state)
-                    log.write_all([*hindsight.flush(), *gaps])
+                    write([*hindsight.flush(), *gaps])
                     state = pipeline.start(state.last_index)
                 decisions, states = label([tick.seen], [next(features)], {name: state})
                 state = states[name]
-                log.write_all(decisions)
+                write(decisions)
+                if drift and tick.glance:
+                    drift.see(tick.glance)
     gaps, state = pipeline.gap(name, last + 1, origin_ns, state)
-    log.write_all([*hindsight.flush(), *gaps])
+    write([*hindsight.flush(), *gaps])
     return state
 
 
@@ -167,20 +192,23 @@ class _Tick:
     index: int
     origin_ns: int
     seen: Seen | None  # None: the frame was lost live
+    glance: Glance | None  # where somebody wants to know what the animal looks like, and it is there
 
 
-def _ticks(frames: Iterable[Frame], pipeline: Pipeline, replayed: Replayed) -> Iterator[_Tick]:
+def _ticks(frames: Iterable[Frame], pipeline: Pipeline, replayed: Replayed, *, glances: bool) -> Iterator[_Tick]:
     """What the frames show; a restart forgets what was seen before it."""
     sight, restarts = SightState(), list(replayed.restarts)
     for frame in frames:
-        seen = None
+        seen, glance = None, None
         if not replayed.lost(frame.index):
             while restarts and frame.index > restarts[0]:
                 restarts.pop(0)
                 sight = SightState()
             seen = pipeline.see(frame, sight)
             sight = seen.after
-        yield _Tick(frame.index, frame.origin_ns, seen)
+            if glances:
+                glance = glance_at(frame.pixels, seen, pipeline.window_px(frame.camera, sight))
+        yield _Tick(frame.index, frame.origin_ns, seen, glance)
 
 
 def _frames(job: Job, progress: Progress) -> Iterator[Frame]:

@@ -68,6 +68,9 @@ def batch_program(
         Console().print(_table([done[number] for number in sorted(done)]))
         if not bundle.manifest.causal:
             print(f"bundle {bundle.manifest.name} looks ahead: these labels are not what a live camera would get")
+        for run in done.values():
+            if run.drifted:
+                errors.print(f"{run.recording}: {', '.join(run.drifted)} unlike training; see drift in its .run.json")
         print(f"labels, bouts and manifests: {out}")
     return 0 if len(done) == len(jobs) else EXIT_SOME_FAILED
 

@@ -6,6 +6,7 @@
     temporal.onnx    causal: features [B, D + M], state [B, S] -> logits [B, K], state_out [B, S]
                      looks ahead: features [1, T, D + M] -> logits [1, T, K], of a whole stretch at once
     card.md          for people: what it was trained on, how well it does, what it must not be used for
+    reference.json   what it saw and said when it was made (`mbr_live.drift`); not there in bundles from before
 
 The temporal network takes the D features of the crop and then M kinematic channels, by name (`kinematics`); both are as
 they come, since what they are standardised by is inside the graph.
@@ -34,7 +35,9 @@ FEATURES = "features.onnx"
 FEATURES_INT8 = "features.int8.onnx"
 TEMPORAL = "temporal.onnx"
 CARD = "card.md"
+REFERENCE = "reference.json"
 CONTENTS = (FEATURES, TEMPORAL, CARD)  # of a bundle with a feature network
+OPTIONAL = (FEATURES_INT8, REFERENCE)
 
 _LOG_COLUMNS = ("frame", "source_frame", "time_ns", "status", "x_px", "y_px")
 
@@ -83,6 +86,39 @@ class Score(_Record):
     f1: Share | None  # at the enter threshold
 
 
+class Fit(_Record):
+    """How the labels of one behaviour are decided, and what of that was fitted to the validation recordings."""
+
+    behaviour: str
+    thresholds: Literal[
+        "given", "fit", "shrunk", "members"
+    ]  # shrunk: fitted, and drawn towards 0.5; members: their mean
+    min_bout: Literal["given", "fit", "members"]
+    bridge: Literal["given", "fit", "members"]
+    calibration: Literal["none", "platt", "temperature", "weights"]  # weights: those of an ensemble, learnt
+    scale: Annotated[float, Field(gt=0.0)] = 1.0  # of the logits; in the graph already, as is the offset
+    offset: float = 0.0
+    frames: NoOrCount  # validated, that somebody labelled
+    bouts: NoOrCount  # in them
+    pr_auc: Share | None  # over all validation recordings together, as are the figures below
+    f1: Share | None
+    calibration_error: Share | None  # expected (Naeini et al. 2015)
+    calibration_error_before: Share | None  # without the calibration
+
+
+class Data(_Record):
+    """The recordings of one group under one condition, as far as they show the animal."""
+
+    group: str
+    condition: str
+    camera: str
+    split: str
+    recordings: Count
+    frames: Count
+    labelled: NoOrCount  # frames that somebody labelled
+    shown: dict[str, int]  # of these, by behaviour
+
+
 class TrainingCard(_Record):
     """What the model was trained on, in words and numbers."""
 
@@ -94,6 +130,8 @@ class TrainingCard(_Record):
     steps: dict[str, int]
     versions: dict[str, str]
     scores: tuple[Score, ...]
+    data: tuple[Data, ...] = ()  # none in bundles from before it was kept
+    fits: tuple[Fit, ...] = ()  # one for each behaviour; none in bundles from before they were kept
 
 
 class Int8Card(_Record):
@@ -245,15 +283,17 @@ def check_live(bundle: Bundle) -> None:
 def write_bundle(path: Path, manifest: Manifest, contents: Mapping[str, bytes]) -> Bundle:
     """Write a bundle to folder `path` and load it back.
 
-    `contents` holds the files that `manifest.contents` names; `manifest.files` is replaced by their records.
+    `contents` holds the files that `manifest.contents` names, and any of OPTIONAL; `manifest.files` is replaced by
+    their records.
     The folder is written beside and renamed, so that nobody sees half a bundle. A bundle that is there is
     replaced; anything else there is left alone and raises MbrError.
     """
-    if sorted(contents) != sorted(manifest.contents):
+    optional = [name for name in OPTIONAL if name in contents]
+    if sorted(contents) != sorted([*manifest.contents, *optional]):
         raise MbrError(f"Bundle {path}: contents are {sorted(contents)}, expected {sorted(manifest.contents)}.")
     path = path.resolve()
     check_replaceable(path)
-    records = {name: _record(contents[name]) for name in manifest.contents}
+    records = {name: _record(contents[name]) for name in (*manifest.contents, *optional)}
     text = manifest.model_copy(update={"files": records}).model_dump_json(indent=2) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as beside:
@@ -315,7 +355,7 @@ def _check_listing(path: Path, manifest: Manifest) -> None:
     for name in manifest.files:
         if Path(name).name != name or "\\" in name or name == "..":
             raise MbrError(f"Bundle {path}: the manifest names {name!r}, outside the folder. Do not use it.")
-    expected = set(manifest.contents)
+    expected = set(manifest.contents) | (set(manifest.files) & set(OPTIONAL))
     if set(manifest.files) != expected:
         raise MbrError(f"Bundle {path}: the manifest lists {sorted(manifest.files)}, expected {sorted(expected)}.")
     present = {entry.name for entry in path.iterdir()}
@@ -354,7 +394,7 @@ def check_replaceable(path: Path) -> None:
     if not path.is_dir():
         raise MbrError(f"Cannot write a bundle to {path}: it is a file. Choose another.")
     names = {entry.name for entry in path.iterdir()}
-    if names and (MANIFEST not in names or names - {MANIFEST, *CONTENTS, FEATURES_INT8}):
+    if names and (MANIFEST not in names or names - {MANIFEST, *CONTENTS, *OPTIONAL}):
         raise MbrError(f"Cannot write a bundle to {path}: the folder holds other things. Choose another.")
 
 
@@ -374,10 +414,13 @@ __all__ = [
     "FEATURES",
     "FEATURES_INT8",
     "FORMAT",
+    "REFERENCE",
     "TEMPORAL",
     "Behaviour",
     "Bundle",
+    "Data",
     "FileRecord",
+    "Fit",
     "Int8Card",
     "Manifest",
     "Score",

@@ -463,6 +463,38 @@ def crossvalidate(
 
 
 @app.command()
+def ensemble(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles of the same behaviours.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the bundle.")],
+    weights: Annotated[str, typer.Option(help="mean, or learnt from the validation recordings of --dataset.")] = "mean",
+    dataset: Annotated[
+        Path | None, typer.Option(help="Dataset file (TOML) whose validation recordings thresholds are fitted to.")
+    ] = None,
+) -> None:
+    """Make one bundle of several (needs the extra `train`)."""
+    try:
+        from mbr_live.ensemble import ensemble_program
+    except ModuleNotFoundError as error:
+        raise MbrError(f"ensemble: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
+    if weights not in ("mean", "learnt"):
+        raise MbrError(f"ensemble: --weights {weights}: expected mean or learnt.")
+    ensemble_program(bundles, out, "learnt" if weights == "learnt" else "mean", dataset)
+
+
+@app.command()
+def tune(
+    dataset: DatasetFile,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the study; one that was interrupted goes on.")],
+) -> None:
+    """Search for the settings of the best model, as [tune] in the dataset file says (needs the extra `train`)."""
+    try:
+        from mbr_live.tune import tune_program
+    except ModuleNotFoundError as error:
+        raise MbrError(f"tune: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
+    tune_program(dataset, out)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder for the results; emptied first.")] = Path("demo-run"),
     seconds: Annotated[float, typer.Option(min=10, help="Length of the live part.")] = 30.0,

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbr_live.annotations import Annotations, Marks
-from mbr_live.sinks import LABELS_SUFFIX, RUN_SUFFIX, logged_behaviours, read_labels, read_run
+from mbr_live.sinks import LABELS_SUFFIX, RUN_SUFFIX, RunManifest, logged_behaviours, read_labels, read_run
 from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, MbrError
 
 
@@ -52,6 +52,7 @@ class Compared:
     marks: Marks  # [N, K] the truth
     judged: NDArray[np.bool_]  # [N] the marks are somebody's judgement of this tick, not held from an earlier one
     window_px: int  # side of the square around the animal that the model saw
+    causal: bool | None  # False: the labels look ahead; None: the log has no run manifest
 
     @property
     def of_stills(self) -> bool:
@@ -90,6 +91,7 @@ def compare(log: Path, truth: Truth) -> Compared:
     order = [logged.index(name) for name in wanted]
     unknown = (np.nan,) * len(logged)
     source_frames = np.array([row.source_frame for row in rows], np.int64)
+    run = _run(log)
     return Compared(
         truth=truth,
         ticks=ticks,
@@ -101,13 +103,14 @@ def compare(log: Path, truth: Truth) -> Compared:
         labels=np.array([row.labels for row in rows], np.int8)[:, order],
         marks=truth.annotations.at(_held(source_frames)),
         judged=truth.annotations.judged_at(source_frames),
-        window_px=_window_px(log),
+        window_px=(run.window_px if run else None) or CROP_PX,
+        causal=run.causal if run else None,
     )
 
 
-def _window_px(log: Path) -> int:
+def _run(log: Path) -> RunManifest | None:
     run = log.with_name(log.name.removesuffix(LABELS_SUFFIX) + RUN_SUFFIX)
-    return (read_run(run).window_px if run.is_file() else None) or CROP_PX
+    return read_run(run) if run.is_file() else None
 
 
 def _unordered(ticks: NDArray[np.int64]) -> str:

@@ -32,7 +32,7 @@ from mbr_live.dataset import Dataset, Progress, file_name, read_dataset
 from mbr_live.evaluate_program import truth_of, write_report
 from mbr_live.metrics import BinaryScores, Evaluation
 from mbr_live.openvino_engine import OpenVinoEngine
-from mbr_live.recordings import Clip, LabelledVideo, RecordingSpec
+from mbr_live.recordings import files_of
 from mbr_live.sinks import LABELS_SUFFIX, RUN_SUFFIX, read_run, write_atomically
 from mbr_live.splits import Fold
 from mbr_live.train import train_on
@@ -159,7 +159,7 @@ def _hash_of_sources(dataset: Dataset, dataset_file: Path) -> str:
     """Of all that every fold depends on. Videos are large, so they are known by size and time of change."""
     digest = hashlib.sha256(dataset_file.read_bytes())
     for spec in dataset.all_recordings():
-        videos, labels = _files_of(spec)
+        videos, labels = files_of(spec)
         for video in videos:
             stat = video.stat()
             digest.update(f"{video} {stat.st_size} {stat.st_mtime_ns}".encode())
@@ -169,12 +169,6 @@ def _hash_of_sources(dataset: Dataset, dataset_file: Path) -> str:
         digest.update(module.read_bytes())
     digest.update(" ".join(version(library) for library in _LIBRARIES).encode())
     return digest.hexdigest()
-
-
-def _files_of(spec: RecordingSpec) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
-    if isinstance(spec.source, LabelledVideo):
-        return spec.source.videos, spec.source.labels
-    return ((spec.source.video,) if isinstance(spec.source, Clip) else ()), ()
 
 
 def _bundle(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,22 @@ from mbr_live.types import MbrError
 
 HISTOGRAMS_EVERY_STEPS = 50
 
+Told = Callable[[int, Mapping[str, float | None]], None]
+"""Told the step and the validation PR-AUC by behaviour; None where it is not defined."""
+
 
 class Curves:
     """The curves of one training; without a folder, none are drawn."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | None = None, told: Told | None = None) -> None:
+        """`told` is told the same validation PR-AUC that is drawn."""
         self._writer = None if folder is None else _writer(folder)
+        self._told = told
 
     @property
     def drawn(self) -> bool:
-        return self._writer is not None
+        """Whether anybody wants to know validation scores on the way."""
+        return self._writer is not None or self._told is not None
 
     def learnt(self, stage: str, step: int, loss: Tensor, module: nn.Module) -> None:
         """A step of a stage: its loss, and now and then the weights and biases after it."""
@@ -36,6 +42,8 @@ class Curves:
 
     def scored(self, step: int, pr_auc: Mapping[str, float | None]) -> None:
         """Validation PR-AUC by behaviour after a step on sequences; None where it is not defined."""
+        if self._told:
+            self._told(step, pr_auc)
         if self._writer is None:
             return
         for behaviour, value in pr_auc.items():

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import av
 import cv2
@@ -46,6 +46,7 @@ from mbr_live.recordings import (
     video_spec,
     with_splits,
 )
+from mbr_live.search_space import TuneSettings
 from mbr_live.splits import Fold, Split
 from mbr_live.temporal_config import TcnConfig, TemporalConfig
 from mbr_live.types import RATE_FPS, UNKNOWN, MbrError
@@ -59,13 +60,18 @@ Progress = Callable[[str, int, int], None]
 RENDERED_BY = ("simulate*.py",)
 
 
+BoutSeconds = Annotated[float, Field(ge=0.0, le=3600.0)] | Literal["fit"]
+CalibrationKind = Literal["none", "platt", "temperature"]
+ThresholdRule = Literal["fit", "shrunk"] | Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
 class BehaviourSpec(Section):
     """A behaviour to learn: what it is called in label files, and how long its bouts and pauses in them are."""
 
     name: str
     columns: tuple[str, ...] = ()  # columns or codes that count as it; default: its own name, and names for the same
-    min_bout_s: float = 0.3
-    bridge_s: float = 0.2
+    min_bout_s: BoutSeconds = 0.3  # "fit": by the validation recordings
+    bridge_s: BoutSeconds = 0.2
 
 
 class ModelSettings(Section):
@@ -125,7 +131,8 @@ class TrainingSettings(Section):
     frame_noise: Annotated[float, Field(ge=0.0)] = 0.0  # ... and per frame; in standard deviations of the channel
     channel_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # share of kinematic values set to their mean
     draw: Literal["even", "by_count"] = "even"  # of recordings; by_count: by the root of their frames of a behaviour
-    threshold: Literal["fit", "shrunk"] | Annotated[float, Field(gt=0.0, lt=1.0)] = "fit"  # shrunk: fitted, towards 0.5
+    threshold: ThresholdRule = "fit"  # shrunk: fitted, towards 0.5
+    calibration: CalibrationKind = "none"  # of the probabilities, fitted to the validation recordings
     augmentation: Augmentation = Augmentation()
 
 
@@ -183,6 +190,8 @@ class Dataset(Section):
     behaviours: Annotated[tuple[BehaviourSpec, ...], Field(min_length=1)]
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
+    tune: TuneSettings | None = None
+    root: str = "."  # folder that the paths are relative to, itself relative to that of the file
     window_px: Annotated[int, Field(ge=16)] | None = None  # one crop window for all; default: each finds its own
     split_by: str = "group"
     groups_share_animal: bool = False  # the groups are parts of recordings of one animal, and who reads is told so
@@ -218,6 +227,12 @@ class Dataset(Section):
         folded._specs = with_splits(self._specs, split_of)
         return folded
 
+    def with_sections(self, sections: Mapping[str, Any]) -> Dataset:
+        """The same recordings with other sections, as plain data; pydantic's ValidationError where they do not fit."""
+        changed = Dataset.model_validate(self.model_dump() | dict(sections))
+        changed._specs, changed._folder = self._specs, self._folder
+        return changed
+
     def findings(self) -> tuple[Finding, ...]:
         """What a person should know about the file itself."""
         return tuple(chain.from_iterable(clip_findings(entry, self._folder) for entry in self.clips))
@@ -248,7 +263,7 @@ def read_dataset(path: Path) -> Dataset:
         where = ".".join(map(str, first["loc"]))
         raise MbrError(f"Dataset {path}: {where}: {first['msg']}. Mend that entry.") from error
     try:
-        specs = _specs_of(dataset, path.parent)
+        specs = _specs_of(dataset, path.parent / dataset.root)
     except MbrError as error:
         raise MbrError(f"Dataset {path}: {error}") from error
     found = {spec.split for spec in specs}
@@ -259,7 +274,7 @@ def read_dataset(path: Path) -> Dataset:
                 f"Dataset {path} has no {split} recordings. Give some recordings split = '{split}', or add recordings "
                 "of other animals (groups)."
             )
-    dataset._specs, dataset._folder = specs, path.parent
+    dataset._specs, dataset._folder = specs, path.parent / dataset.root
     return dataset
 
 

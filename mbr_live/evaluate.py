@@ -36,6 +36,7 @@ from mbr_live.metrics import (
     Spread,
 )
 from mbr_live.scoring import Counts
+from mbr_live.twins import lookahead_costs
 from mbr_live.types import RATE_FPS, UNKNOWN
 
 IOUS = (0.25, 0.5, 0.75)
@@ -128,6 +129,7 @@ def evaluate(
         behaviours=list(behaviours),
         exclusive=exclusive,
         models=models,
+        lookahead=lookahead_costs(behaviours, models),
     )
     return evaluation, compared
 
@@ -158,6 +160,7 @@ def _score_model(
 
     return ModelScores(
         name=name,
+        causal=_causal(compared),
         notes=notes,
         pooled=score_set(range(len(compared))),
         sets={
@@ -169,6 +172,12 @@ def _score_model(
         clips=score_clips(behaviours, exclusive, [each for each in compared if each.truth.clip]),
         worst=_worst_moments(behaviours, compared),
     )
+
+
+def _causal(compared: Sequence[Compared]) -> bool | None:
+    """Whether no log looks ahead; None where nobody knows of one."""
+    known = {each.causal for each in compared}
+    return False if False in known else None if None in known else True
 
 
 def _members(kind: str, compared: Sequence[Compared]) -> dict[str, list[int]]:

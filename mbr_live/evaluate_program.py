@@ -30,6 +30,8 @@ def evaluate_program(
         scored = truths(dataset, split)
         evaluation = write_report(dataset, split, scored, folders, out, progress=status.update)
     Console().print(_table(evaluation))
+    if evaluation.lookahead:
+        Console().print(_lookahead_table(evaluation))
     print(f"{out / 'report.html'} and {out / 'metrics.json'}")
 
 
@@ -105,6 +107,18 @@ def truth_of(spec: RecordingSpec, dataset: datasets.Dataset, cache: Path | None 
 def default_split(dataset: datasets.Dataset) -> str:
     """What has not been trained on: the test recordings; where there are none, those of validation."""
     return "test" if any(spec.split == "test" for spec in dataset.all_recordings()) else "validation"
+
+
+def _lookahead_table(evaluation: Evaluation) -> Table:
+    table = Table("causal", "looks ahead", "behaviour", "F1", "95 %", "PR-AUC", "bout F1", "onset ms",
+                  title="What not looking ahead costs (onset: how much later)")  # fmt: skip
+    for cost in evaluation.lookahead:
+        gains = ("-" if gain is None else f"{gain:+.3f}" for gain in (cost.f1, cost.pr_auc, cost.bout_f1))
+        f1, pr_auc, bout_f1 = gains
+        interval = f"{cost.f1_interval[0]:+.3f} to {cost.f1_interval[1]:+.3f}" if cost.f1_interval else "-"
+        onset = "-" if cost.onset_ms is None else f"{cost.onset_ms:+.0f}"
+        table.add_row(cost.causal, cost.ahead, cost.behaviour, f1, interval, pr_auc, bout_f1, onset)
+    return table
 
 
 def _table(evaluation: Evaluation) -> Table:

@@ -28,6 +28,7 @@ from mbr_live.arrivals import MAX_JUMP_TICKS, Arrival, Eye, RefusedFrame, SeenFr
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.calibration import windows_px
 from mbr_live.config import Camera, Config
+from mbr_live.drift import MEMORY_FRAMES, Drift, Glance, Reference, reference_of
 from mbr_live.engine_choice import kind_of, open_live_engine
 from mbr_live.keys import load_keys
 from mbr_live.latency import LatencyHistogram
@@ -82,6 +83,7 @@ def infer(config: Config) -> None:
     cv2.setNumThreads(1)  # the networks and the captures have use for the other cores
     engine, note = open_live_engine(bundle, config.engine, recorded=_recorded_engine(config))
     pipeline = Pipeline(bundle.manifest, engine, windows_px(config))
+    reference = reference_of(bundle)
     with ExitStack() as stack:
         # Sockets first: an address in use must leave no files behind.
         receiver = stack.enter_context(closing(FrameReceiver(config.wire.frames, keys)))
@@ -92,12 +94,14 @@ def infer(config: Config) -> None:
             sources=[],
         )  # fmt: skip
         lanes = {
-            camera.name: stack.enter_context(closing(Lane(config.out, camera, pipeline, template)))
+            camera.name: stack.enter_context(closing(Lane(config.out, camera, pipeline, template, reference)))
             for camera in config.camera
         }
         words = engine.name if note is None else f"{engine.name} ({note})"
         service = _Service(config, pipeline, lanes, publisher, template, words)
-        eyes = {name: Eye(pipeline, lane.state.last_index) for name, lane in lanes.items()}
+        eyes = {
+            name: Eye(pipeline, lane.state.last_index, glances=reference is not None) for name, lane in lanes.items()
+        }
         with stop_signal() as stop, closing(Ahead(arrivals(receiver, eyes, _WAIT_S), AHEAD_FRAMES)) as ahead:
             service.serve(ahead, stop)
 
@@ -131,7 +135,9 @@ class Timing(NamedTuple):
 class Lane:
     """One camera at the inference side: its state, its files and its figures."""
 
-    def __init__(self, out: Path, camera: Camera, pipeline: Pipeline, template: RunManifest) -> None:
+    def __init__(
+        self, out: Path, camera: Camera, pipeline: Pipeline, template: RunManifest, reference: Reference | None
+    ) -> None:
         self.name = camera.name
         self._pipeline = pipeline
         self._paths = {s: out / f"{camera.name}{s}" for s in (LABELS_SUFFIX, BOUTS_SUFFIX, RUN_SUFFIX, TIMINGS_SUFFIX)}
@@ -150,6 +156,8 @@ class Lane:
         self.report = CameraReport()
         self.last_frame_s: float | None = None
         self._recent_s: deque[float] = deque(maxlen=int(_FPS_OVER_S * RATE_FPS) * 4)
+        names = pipeline.manifest.behaviour_names
+        self._drift = Drift(reference, names, MEMORY_FRAMES) if reference else None
 
     def _begin_run(self, camera: Camera, template: RunManifest, last_index: int) -> RunManifest:
         path = self._paths[RUN_SUFFIX]
@@ -188,6 +196,17 @@ class Lane:
         self.run.capture, self.run.outages = message.counts.model_dump(), dict(message.report.outages)
         self.run.clock = message.report.clock or self.run.clock
 
+    def note_drift(self, glance: Glance | None, decision: Decision) -> None:
+        """Keep what a frame looked like, once its label is out."""
+        if self._drift:
+            self._drift.hear([decision])
+            if glance:
+                self._drift.see(glance)
+
+    def _drifted(self) -> tuple[dict[str, float], list[str]]:
+        figures = self._drift.figures() if self._drift else {}
+        return figures, self._drift.drifted(figures) if self._drift else []
+
     def finish(self, end: End) -> list[Decision]:
         """Take the end of the session: account for the last ticks, which no frame will serve any more."""
         self.hear(end)
@@ -208,6 +227,7 @@ class Lane:
         unserved = self._log.rows["gap"] - sum(drops.values())
         if unserved > 0:
             drops["no_frame"] = unserved
+        drift, drifted = self._drifted()
         return CameraStatus(
             name=self.name,
             state=self._liveness(now_s),
@@ -222,6 +242,8 @@ class Lane:
             outages=self.report.outages,
             source_fps=self.report.source_fps,
             alarms=self.report.alarms,
+            drift=drift,
+            drifted=drifted,
             unrecorded=self.run.capture.get("unrecorded", 0),
         )
 
@@ -240,8 +262,9 @@ class Lane:
         self.run.finished = datetime.now(UTC).isoformat()
         self.run.rows, self.run.bouts = dict(self._log.rows), dict(self._log.bout_counts)
         self.run.drops = gap_ranges(read_labels(self._paths[LABELS_SUFFIX]))
-        self.run.window_px = self._pipeline.window_px(self.name, self.state)
+        self.run.window_px = self._pipeline.window_px(self.name, self.state.sight)
         self.run.refused = dict(self.refused)
+        self.run.drift, self.run.drifted = self._drifted()
         stages = {"capture_to_label": self.latency, "capture_to_receive": self.on_the_way}
         self.run.timings = {f"{name}_{key}": ms for name, of in stages.items() for key, ms in of.summary().items()}
         write_run(self._paths[RUN_SUFFIX], self.run)
@@ -326,6 +349,7 @@ class _Service:
             lane.write(decision)
             frame, _ = due[decision.camera]
             self._publish(decision, lane.note_timing(frame.header, frame.received_ns))
+            lane.note_drift(frame.glance, decision)
 
     def _tell(self, lane: Lane, decisions: list[Decision]) -> None:
         for decision in decisions:

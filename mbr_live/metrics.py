@@ -184,12 +184,26 @@ class ModelScores(_Tree):
     """One folder of label logs."""
 
     name: str
+    causal: bool | None = None  # False: it looks ahead; None: no run manifest lies beside its logs
     notes: list[str]
     pooled: SetScores
     sets: dict[str, dict[str, SetScores]]  # by condition, group and camera, where there are several
     recordings: list[RecordingScores]  # clips are in `clips`
     clips: ClipScores | None
     worst: list[Moment]
+
+
+class LookaheadCost(_Tree):
+    """What a model that looks ahead has more of one behaviour than a causal one, over all recordings together."""
+
+    causal: str
+    ahead: str
+    behaviour: str
+    f1: float | None
+    f1_interval: tuple[float, float] | None  # 95 %, over groups, each drawn for both models at once
+    pr_auc: float | None
+    bout_f1: float | None  # at an overlap of 0.5
+    onset_ms: float | None  # by how much later the causal one finds an onset: difference of the median errors
 
 
 class Evaluation(_Tree):
@@ -203,3 +217,4 @@ class Evaluation(_Tree):
     behaviours: list[str]
     exclusive: list[str]  # the behaviours that never occur together: classes of the multi-class confusion
     models: list[ModelScores]
+    lookahead: list[LookaheadCost] = []  # every causal model beside every one that looks ahead

@@ -100,11 +100,11 @@ class Pipeline:
         fresh = fresh_rule_states(self._rules)
         return LaneState(last_index, SightState(), temporal, None, fresh, 0, 0)
 
-    def window_px(self, camera: str, state: LaneState) -> int | None:
+    def window_px(self, camera: str, state: SightState) -> int | None:
         """Side of the crop window: the camera's own if it was given, else the bundle's, else as found from the frames;
         None while not found yet.
         """
-        return self._window_of(camera, state.sight.locate)
+        return self._window_of(camera, state.locate)
 
     def _window_of(self, camera: str, located: locate.LocateState) -> int | None:
         return self._window_px.get(camera) or self.manifest.window_px or locate.window_px(located)

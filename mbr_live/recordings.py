@@ -143,6 +143,13 @@ class RecordingSpec:
     grouped: bool = True  # False: nobody knows whose it is, so it is trained on and never tested
 
 
+def files_of(spec: RecordingSpec) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+    """Videos and label files of a recording; a simulated one has none of its own."""
+    if isinstance(spec.source, LabelledVideo):
+        return spec.source.videos, spec.source.labels
+    return ((spec.source.video,) if isinstance(spec.source, Clip) else ()), ()
+
+
 def simulated_spec(entry: SimulatedRecording) -> RecordingSpec:
     """A simulated recording is a world, and an animal, of its own."""
     return RecordingSpec(entry.name, entry.name, entry.name, "simulated", entry.condition, entry.split, entry)

@@ -42,6 +42,7 @@ def render(evaluation: Evaluation, compared: Sequence[Sequence[Compared]]) -> st
         lstrip_blocks=True,
     )
     environment.filters["figure"] = _figure
+    environment.filters["signed"] = _signed
     environment.filters["share"] = lambda value: "–" if value is None else f"{100 * value:.1f} %"
     strips, unseen = _strips(evaluation, compared)
     return environment.get_template("report.html.j2").render(
@@ -58,6 +59,10 @@ def render(evaluation: Evaluation, compared: Sequence[Sequence[Compared]]) -> st
 
 def _figure(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
+
+
+def _signed(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:+.{digits}f}".replace("-", "−")
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,13 +148,30 @@ def f1_interval(counts: Sequence[Counts]) -> tuple[float, float] | None:
     Frames of one animal resemble each other, so they are never drawn one by one (cluster bootstrap, Field & Welsh
     2007). Always the same draws. None with fewer than three units, or where F1 is not defined.
     """
+    return _interval(_drawn_f1(counts)) if len(counts) >= 3 else None
+
+
+def f1_gain_interval(counts: Sequence[tuple[Counts, Counts]]) -> tuple[float, float] | None:
+    """95 % interval of the F1 of the second counts less that of the first, each unit drawn for both at once."""
     if len(counts) < 3:
         return None
+    before, after = (_drawn_f1([pair[place] for pair in counts]) for place in (0, 1))
+    return _interval(after - before)
+
+
+def _drawn_f1(counts: Sequence[Counts]) -> NDArray[np.float64]:
+    """F1 of every draw; NaN where it is not defined."""
     each = np.array([(unit.tp, unit.fp + unit.fn) for unit in counts], np.float64)
     draws = np.random.default_rng(0).integers(0, len(each), (_RESAMPLES, len(each)))
     tp, wrong = each[draws].sum(axis=1).T
-    defined = 2 * tp + wrong > 0
-    if not defined.any():
+    found = 2 * tp + wrong
+    values: NDArray[np.float64] = np.divide(2 * tp, found, out=np.full(_RESAMPLES, np.nan), where=found > 0)
+    return values
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    defined = values[~np.isnan(values)]
+    if not len(defined):
         return None
-    low, high = np.quantile(2 * tp[defined] / (2 * tp[defined] + wrong[defined]), (0.025, 0.975))
+    low, high = np.quantile(defined, (0.025, 0.975))
     return float(low), float(high)

@@ -60,6 +60,8 @@ class RunManifest(BaseModel):
     outages: dict[str, int] = {}  # how often the camera was lost, by cause; each is in the outage log
     capture: dict[str, int] = {}  # the capture process's own counts
     refused: dict[str, int] = {}  # frames that came but could not be used, by reason
+    drift: dict[str, float] = {}  # distance by measure of `mbr_live.drift`; empty where nothing is known
+    drifted: list[str] = []  # the measures that are unlike training
     timings: dict[str, float] = {}
 
 

@@ -52,6 +52,8 @@ class CameraStatus(BaseModel):
     source_fps: float = 0.0  # frames that the camera itself delivers
     alarms: dict[str, str] = {}  # what is wrong with its pictures: blind, blurred, moved, slow
     drops: dict[str, int] = {}  # frames and ticks without a label, by cause
+    drift: dict[str, float] = {}  # distance from training in the last hours, by measure
+    drifted: list[str] = []  # the measures that are unlike training
     unrecorded: int = 0  # pictures that were to be recorded, and for which there was no room
 
 

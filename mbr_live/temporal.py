@@ -107,6 +107,28 @@ class Ensemble(TemporalModel):
         return logits
 
 
+class Calibrated(TemporalModel):
+    """A model whose logits are scaled and shifted, per behaviour."""
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, model: TemporalModel, scale: Sequence[float], offset: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model
+        self.state_size, self.receptive_field_frames = model.state_size, model.receptive_field_frames
+        self.register_buffer("scale", torch.tensor(scale))
+        self.register_buffer("offset", torch.tensor(offset))
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.model(features) * self.scale + self.offset
+        return logits
+
+    def step(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        logits, state = self.model.step(features, state)
+        return logits * self.scale + self.offset, state
+
+
 class Tcn(TemporalModel):
     """Causal temporal convolutional network (Bai, Kolter & Koltun 2018).
 

@@ -293,8 +293,10 @@ def figures_of(camera: WatchedCamera) -> list[Text]:
         dropped.append(f", {count(figures.unrecorded)} not recorded", _ALARM)
     if not rows:
         return [*alarms, dropped]
+    unlike = [f"{printable(name)} {number(figures.drift.get(name), 2)}" for name in figures.drifted[:6]]
+    drifted = [Text(f"unlike training: {', '.join(unlike)}", _ALARM)] if unlike else []
     fps, latency = f"{number(figures.fps, 1)} fps", f"latency p50 {p50} p99 {p99} ms"
-    return [*alarms, Text(fps), dropped, Text(latency), Text(f"rows: {', '.join(rows)}")]
+    return [*alarms, Text(fps), dropped, *drifted, Text(latency), Text(f"rows: {', '.join(rows)}")]
 
 
 def where(camera: WatchedCamera) -> str:

@@ -34,6 +34,7 @@ from mbr_live.evaluate_program import evaluate_program, truths
 from mbr_live.metrics import Evaluation, ModelScores
 from mbr_live.report import render
 from mbr_live.scoring import Counts
+from mbr_live.sinks import RunManifest, write_run
 from mbr_live.sources import VideoFile, pictures_at
 from mbr_live.types import UNKNOWN, MbrError
 
@@ -413,6 +414,65 @@ def test_missing_and_damaged_logs_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.labels.csv").write_text(log[0])
     with pytest.raises(MbrError, match="found no rows"):
         evaluate("made", "test", BEHAVIOURS, [truth], [LabelFolder("model", tmp_path)])
+
+
+# A causal model beside one that looks ahead
+
+
+def write_labels_of(folder: Path, logs: dict[str, list[int]], causal: bool | None) -> LabelFolder:
+    folder.mkdir()
+    for name, labels in logs.items():
+        write_log(folder / f"{name}.labels.csv", labels)
+        if causal is not None:
+            run = RunManifest(
+                recording=name, mode="batch", exit_status="complete", started="", bundle="b", bundle_sha256="",
+                causal=causal, engine="", versions={}, sources=[],
+            )  # fmt: skip
+            write_run(folder / f"{name}.run.json", run)
+    return LabelFolder(folder.name, folder)
+
+
+def test_what_not_looking_ahead_costs(tmp_path: Path) -> None:
+    """Half a second late, against labels like the truth."""
+    shown = ([0] * 20 + [1] * 20) * 2 + [0] * 20
+    late = [0] * 5 + shown[:-5]
+    truth = [truth_of(name, shown) for name in "abc"]
+    folders = [
+        write_labels_of(tmp_path / "causal", dict.fromkeys("abc", late), True),
+        write_labels_of(tmp_path / "ahead", dict.fromkeys("abc", shown), False),
+        write_labels_of(tmp_path / "nobody-knows", dict.fromkeys("abc", shown), None),
+    ]
+    evaluation, compared = evaluate("made", "test", BEHAVIOURS, truth, folders)
+    assert [model.causal for model in evaluation.models] == [True, False, None]
+    grooming, rearing = evaluation.lookahead
+    assert (grooming.causal, grooming.ahead, grooming.behaviour) == ("causal", "ahead", "grooming")
+    assert grooming.f1 == pytest.approx(1 - 0.75) and grooming.f1_interval == pytest.approx((0.25, 0.25))
+    assert (grooming.bout_f1, grooming.onset_ms) == (0.0, 500.0)
+    assert rearing.f1 is None and rearing.onset_ms is None
+    page = render(evaluation, compared)
+    assert "What does not looking ahead cost?" in page and "+0.250 to +0.250" in page.replace("</small>", "").replace(
+        "<small>", ""
+    )
+    alone, _ = evaluate("made", "test", BEHAVIOURS, truth, [folders[0], folders[2]])
+    assert alone.lookahead == []
+    assert "What does not looking ahead cost?" not in render(*evaluate("made", "test", BEHAVIOURS, truth, folders[:1]))
+
+
+def test_one_log_that_looks_ahead_makes_a_model_that_does(tmp_path: Path) -> None:
+    folder = write_labels_of(tmp_path / "mixed", {"a": [0, 1]}, True)
+    write_labels_of(tmp_path / "other", {"b": [0, 1]}, False)
+    for file in (tmp_path / "other").iterdir():
+        shutil.copy(file, folder.folder)
+    evaluation, _ = evaluate("made", "test", BEHAVIOURS, [truth_of("a", [0, 1]), truth_of("b", [0, 1])], [folder])
+    assert evaluation.models[0].causal is False
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 50)] * 4), min_size=3, max_size=8))
+def test_the_gain_of_a_model_over_itself_is_nought(counts: list[tuple[int, int, int, int]]) -> None:
+    units = [Counts(*each) for each in counts]
+    interval = scoring.f1_gain_interval([(unit, unit) for unit in units])
+    assert interval in ((0.0, 0.0), None)
+    assert scoring.f1_gain_interval([(units[0], units[0])] * 2) is None
 
 
 # The program, on a real run

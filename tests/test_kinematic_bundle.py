@@ -167,8 +167,8 @@ def test_training_sees_what_the_pipeline_sees(pipeline: Pipeline, cache: Path, t
 
 
 def test_the_window_of_the_bundle_is_the_cameras_unless_it_has_its_own(moves: Bundle, pipeline: Pipeline) -> None:
-    assert pipeline.window_px("a", pipeline.start()) == 152
-    assert Pipeline(moves.manifest, OpenVinoEngine(moves), {"a": 200}).window_px("a", pipeline.start()) == 200
+    assert pipeline.window_px("a", pipeline.start().sight) == 152
+    assert Pipeline(moves.manifest, OpenVinoEngine(moves), {"a": 200}).window_px("a", pipeline.start().sight) == 200
 
 
 def test_lanes_do_not_touch_each_other(pipeline: Pipeline, frames: list[Frame]) -> None:
