@@ -14,26 +14,22 @@ the frames of a clip are nearly the same picture.
 from __future__ import annotations
 
 import hashlib
-import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mbr_live import __version__, dataset, decide, preparation
-from mbr_live.annotations import Marks, runs
+from mbr_live import dataset, fitting, preparation
+from mbr_live.annotations import Marks
 from mbr_live.augmentation import augment
 from mbr_live.bundle import (
     CARD,
@@ -41,19 +37,19 @@ from mbr_live.bundle import (
     Behaviour,
     Bundle,
     Manifest,
-    Score,
     TrainingCard,
     check_replaceable,
     write_bundle,
 )
+from mbr_live.card import card_text, score_table, training_card
 from mbr_live.checkpoints import Checkpoints, Stateful
 from mbr_live.curves import Curves
-from mbr_live.dataset import BehaviourSpec, Dataset, ModelSettings, TrainingSettings
+from mbr_live.dataset import Dataset, ModelSettings, TrainingSettings
 from mbr_live.engine import windows
+from mbr_live.fitting import Validated
 from mbr_live.kinematics import VERSION
 from mbr_live.models import Trunk, TrunkConfig, export_onnx
 from mbr_live.preparation import Recording
-from mbr_live.scoring import average_precision, f1
 from mbr_live.temporal import Ensemble, TemporalModel, build_temporal
 from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, MbrError
 
@@ -64,10 +60,7 @@ _CROPS_OF_A_KEY = 16
 _SCORED_EVERY_STEPS = 10
 _GRADIENT_NORM = 1.0
 _FRAME_WEIGHT_DECAY = 0.01
-_SHRINK_BOUTS = 20  # bouts to validate with, at which a fitted threshold is believed half
 _STD_FLOOR = 1e-3  # for a channel that does not vary
-_ENTER_THRESHOLDS = tuple(round(0.3 + 0.05 * step, 2) for step in range(11))
-_EXIT_SHARES = (0.4, 0.6, 0.8, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,15 +95,6 @@ class _Sequence:
         return np.where(self.lesson.recording.judged[self.rows], 1.0, held_weight).astype(np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class _Validated:
-    """What the networks say of the M frames of one stretch that the pipeline would label."""
-
-    recording: str  # or the group of a clip
-    probabilities: NDArray[np.float64]  # [M, K]
-    truth: Marks  # [M, K]; UNKNOWN where nobody judged
-
-
 def train_program(dataset_file: Path, out: Path, logs: Path | None = None) -> None:
     """Train as `dataset_file` says and write the bundle to `out`; shows progress and the scores."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -124,7 +108,7 @@ def train_program(dataset_file: Path, out: Path, logs: Path | None = None) -> No
             bars.update(tasks[stage], completed=done)
 
         bundle = train(dataset_file, out, progress=show, logs=logs)
-    console.print(_score_table(bundle.manifest.training.scores))
+    console.print(score_table(bundle.manifest.training.scores))
     console.print(f"Bundle written to {bundle.path}")
 
 
@@ -164,7 +148,7 @@ def train_on(
         if isinstance(temporal, Ensemble):
             _standardise(temporal, [inputs[lesson.recording.name] for lesson in lessons_to_learn])
 
-        def validate() -> list[_Validated]:
+        def validate() -> list[Validated]:
             return [
                 stretch
                 for lesson in lessons_to_validate
@@ -174,7 +158,9 @@ def train_on(
         def follow(step: int, loss: Tensor) -> None:
             curves.learnt("sequences", step, loss, temporal)
             if curves.drawn and step % _SCORED_EVERY_STEPS == 0:
-                curves.scored(step, {spec.name: _pr_auc(k, validate()) for k, spec in enumerate(plan.behaviours)})
+                curves.scored(
+                    step, {spec.name: fitting.pr_auc(k, validate()) for k, spec in enumerate(plan.behaviours)}
+                )
                 temporal.train()
 
         _train_on_sequences(temporal, lessons_to_learn, inputs, plan.training, checkpoints, follow, progress)
@@ -186,8 +172,9 @@ def train_on(
             f"{plan.warmup_frames} frames. Validate on longer recordings, or set warmup_frames lower."
         )
     rule = plan.training.threshold
-    behaviours = tuple(_choose_thresholds(spec, k, validated, rule) for k, spec in enumerate(plan.behaviours))
-    card = _card(plan, recordings, tuple(_scores(behaviours, validated)))
+    behaviours = tuple(fitting.choose_thresholds(spec, k, validated, rule) for k, spec in enumerate(plan.behaviours))
+    versions = {"torch": torch.__version__}
+    card = training_card(plan, recordings, _steps(plan), versions, list(fitting.scores(behaviours, validated)))
     bundle = _write(out, plan, behaviours, card, trunk, temporal)
     checkpoints.clear()
     return bundle
@@ -421,7 +408,7 @@ def _loss(logits: Tensor, drawn: Sequence[_Sequence], settings: TrainingSettings
     return functional.binary_cross_entropy_with_logits(logits[known], target, weight=weight / weight.mean())
 
 
-def _validate(temporal: TemporalModel, lesson: _Lesson, inputs: Tensor, warmup_frames: int) -> list[_Validated]:
+def _validate(temporal: TemporalModel, lesson: _Lesson, inputs: Tensor, warmup_frames: int) -> list[Validated]:
     """Probabilities of the frames that the pipeline would label, stretch by stretch."""
     temporal.eval()
     validated = []
@@ -438,104 +425,14 @@ def _validate(temporal: TemporalModel, lesson: _Lesson, inputs: Tensor, warmup_f
         probabilities = probabilities.astype(np.float64).round(6)
         labelled = known & (np.cumsum(known) > warmup_frames)
         truth = np.where(lesson.recording.judged[rows, None], lesson.recording.truth[rows], UNKNOWN).astype(np.int8)
-        validated.append(_Validated(lesson.recording.subject, probabilities[labelled], truth[labelled]))
+        validated.append(Validated(lesson.recording.subject, probabilities[labelled], truth[labelled]))
     return validated
 
 
-def _choose_thresholds(
-    spec: BehaviourSpec, k: int, validated: Sequence[_Validated], rule: Literal["fit", "shrunk"] | float
-) -> Behaviour:
-    """The enter and exit thresholds of a behaviour: as given, or fitted to the validation recordings."""
-    if isinstance(rule, float):
-        return _behaviour(spec, rule, rule)
-    fitted = _fitted_thresholds(spec, k, validated)
-    if rule == "fit":
-        return fitted
-    bouts = sum(len(runs(truth[truth != UNKNOWN])) for truth in (stretch.truth[:, k] for stretch in validated))
-    belief = bouts / (bouts + _SHRINK_BOUTS)
-    enter = round(0.5 + belief * (fitted.enter - 0.5), 2)
-    return _behaviour(spec, enter, round(enter * (1 - belief * (1 - fitted.exit / fitted.enter)), 2))
-
-
-def _behaviour(spec: BehaviourSpec, enter: float, exit_: float) -> Behaviour:
-    return Behaviour(name=spec.name, enter=enter, exit=exit_, min_bout_s=spec.min_bout_s, bridge_s=spec.bridge_s)
-
-
-def _fitted_thresholds(spec: BehaviourSpec, k: int, validated: Sequence[_Validated]) -> Behaviour:
-    """The thresholds whose labels, decided as the pipeline does, agree best with the truth."""
-    truth = _of_behaviour(k, validated)
-    labelled = truth != UNKNOWN
-
-    def agreement(behaviour: Behaviour) -> float:
-        labels = np.concatenate([_labels(behaviour, stretch.probabilities[:, k]) for stretch in validated])
-        return f1(labels[labelled], truth[labelled] == 1) or 0.0
-
-    candidates = [
-        _behaviour(spec, enter, round(enter * share, 2)) for enter in _ENTER_THRESHOLDS for share in _EXIT_SHARES
-    ]
-    # Of thresholds that are as good, the one nearest to one half: it has most room on both sides.
-    return max(candidates, key=lambda behaviour: (agreement(behaviour), -abs(behaviour.enter - 0.5)))
-
-
-def _pr_auc(k: int, validated: Sequence[_Validated]) -> float | None:
-    truth = _of_behaviour(k, validated)
-    probabilities = np.concatenate([stretch.probabilities[:, k] for stretch in validated])
-    return average_precision(probabilities[truth != UNKNOWN], truth[truth != UNKNOWN] == 1)
-
-
-def _of_behaviour(k: int, validated: Sequence[_Validated]) -> NDArray[np.int8]:
-    return np.concatenate([stretch.truth[:, k] for stretch in validated])
-
-
-def _labels(behaviour: Behaviour, probabilities: NDArray[np.float64]) -> NDArray[np.bool_]:
-    rule = decide.Rule(
-        behaviour.enter, behaviour.exit, round(behaviour.min_bout_s * RATE_FPS), round(behaviour.bridge_s * RATE_FPS)
-    )
-    state = decide.RuleState()
-    labels = np.zeros(len(probabilities), np.bool_)
-    for frame, probability in enumerate(probabilities.tolist()):
-        labels[frame], state = decide.decide(probability, rule, state)
-    return labels
-
-
-def _scores(behaviours: Sequence[Behaviour], validated: Sequence[_Validated]) -> Iterator[Score]:
-    for name in sorted({stretch.recording for stretch in validated}):
-        of_recording = [stretch for stretch in validated if stretch.recording == name]
-        for k, behaviour in enumerate(behaviours):
-            probabilities = np.concatenate([stretch.probabilities[:, k] for stretch in of_recording])
-            labels = np.concatenate([_labels(behaviour, stretch.probabilities[:, k]) for stretch in of_recording])
-            marks = _of_behaviour(k, of_recording)
-            labelled = marks != UNKNOWN
-            if not labelled.any():
-                continue  # nobody knows
-            probabilities, labels, truth = probabilities[labelled], labels[labelled], marks[labelled] == 1
-            yield Score(
-                recording=name,
-                behaviour=behaviour.name,
-                frames=len(truth),
-                prevalence=round(float(truth.mean()), 4),
-                pr_auc=_rounded(average_precision(probabilities, truth)),
-                f1=_rounded(f1(labels, truth)),
-            )
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
-
-
-def _card(plan: Dataset, recordings: Sequence[Recording], scores: tuple[Score, ...]) -> TrainingCard:
-    settings = plan.training
-    steps = {} if plan.model.extractor == "none" else {"frames": settings.frame_steps}
-    return TrainingCard(
-        summary="\n\n".join((plan.summary.strip(), *plan.caveats)),
-        date=datetime.now(UTC).date().isoformat(),
-        seed=settings.seed,
-        recordings=tuple(dict.fromkeys(f"{recording.subject} ({recording.split})" for recording in recordings)),
-        frames=sum(len(recording.ticks) for recording in recordings if recording.split == "train"),
-        steps=steps | {"sequences": plan.model.ensemble * settings.sequence_steps},
-        versions={"mbr-live": __version__, "python": platform.python_version(), "torch": torch.__version__},
-        scores=scores,
-    )
+def _steps(plan: Dataset) -> dict[str, int]:
+    """Steps of every stage."""
+    frames = {} if plan.model.extractor == "none" else {"frames": plan.training.frame_steps}
+    return frames | {"sequences": plan.model.ensemble * plan.training.sequence_steps}
 
 
 def _write(
@@ -567,62 +464,4 @@ def _write(
     with tempfile.TemporaryDirectory() as folder:
         export_onnx(trunk, temporal, Path(folder), kinematics=len(plan.model.channels))
         contents = {name: Path(folder, name).read_bytes() for name in manifest.contents if name != CARD}
-    return write_bundle(out, manifest, {**contents, CARD: _card_text(manifest).encode()})
-
-
-def _card_text(manifest: Manifest) -> str:
-    training = manifest.training
-    names = ", ".join(manifest.behaviour_names)
-    rows = [
-        f"| {s.recording} | {s.behaviour} | {s.frames} | {s.prevalence:.3f} | {_shown(s.pr_auc)} | {_shown(s.f1)} |"
-        for s in training.scores
-    ]
-    steps = " and ".join(f"{count} steps on {name}" for name, count in training.steps.items())
-    versions = ", ".join(f"{name} {version}" for name, version in training.versions.items())
-    return "\n".join(
-        [
-            f"# {manifest.name}",
-            "",
-            training.summary.strip(),
-            "",
-            f"- Behaviours: {names}, one probability each, {manifest.rate_fps} times a second",
-            *_sees(manifest),
-            f"- Memory: {_memory(manifest)}; unknown for the first {manifest.warmup_frames} frames",
-            f"- Trained on {training.date} with seed {training.seed}: {steps}, {training.frames} frames",
-            f"- Recordings: {', '.join(training.recordings)}",
-            f"- Versions: {versions}",
-            "",
-            "Scores on the validation recordings, which also chose the thresholds:",
-            "",
-            "| recording | behaviour | frames | prevalence | PR-AUC | F1 |",
-            "|---|---|---|---|---|---|",
-            *rows,
-            "",
-        ]
-    )
-
-
-def _sees(manifest: Manifest) -> Iterator[str]:
-    """Lines on what the model takes besides the crop of a window of its own finding."""
-    if manifest.kinematics:
-        crop = f"{manifest.feature_dim} features of the crop and " if manifest.feature_dim else ""
-        yield f"- Sees: {crop}{len(manifest.kinematics)} kinematic channels"
-    if manifest.window_px:
-        yield f"- Crop window: {manifest.window_px} px, unless the camera has one of its own"
-
-
-def _memory(manifest: Manifest) -> str:
-    frames = manifest.receptive_field_frames
-    reach = f"{frames} frames" if frames else "no bound"
-    return reach if manifest.causal else f"{reach}, later frames among them, so for recorded files alone"
-
-
-def _score_table(scores: Sequence[Score]) -> Table:
-    table = Table("recording", "behaviour", "frames", "prevalence", "PR-AUC", "F1", title="Validation recordings")
-    for s in scores:
-        table.add_row(s.recording, s.behaviour, str(s.frames), f"{s.prevalence:.3f}", _shown(s.pr_auc), _shown(s.f1))
-    return table
-
-
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    return write_bundle(out, manifest, {**contents, CARD: card_text(manifest).encode()})
