@@ -25,7 +25,7 @@ from mbr_live.bundle import Manifest
 from mbr_live.decide import Rule, RuleState, decide, fresh_rule_states
 from mbr_live.engine import Engine
 from mbr_live.kinematics import Channels, KinematicState, columns, kinematics
-from mbr_live.silhouette import silhouette
+from mbr_live.silhouette import as_crop, silhouette
 from mbr_live.types import NOT_FOUND, TICK_NS, UNKNOWN, Decision, Frame, Image, Sighting, Status
 
 Features = NDArray[np.float32]
@@ -84,6 +84,7 @@ class Pipeline:
         """
         self.manifest = manifest
         self._channels = columns(manifest.kinematics, manifest.kinematics_version)
+        self._cuts = bool(manifest.kinematics) or manifest.crop == "silhouette"  # the animal out of the frame
         self._engine = engine
         self._window_px = dict(window_px or {})
         self._rules = tuple(
@@ -135,12 +136,16 @@ class Pipeline:
         if window_px is None:
             return self._seen(frame, sighting, Status.WARMUP, state)
         crop, channels, moved = None, None, state.kinematics
+        cut = silhouette(frame.pixels, sighting, located, window_px) if self._cuts else None
         if self.manifest.feature_dim:
-            crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)
-        if self.manifest.kinematics:
+            if cut and self.manifest.crop == "silhouette":
+                crop = as_crop(cut)
+            else:
+                crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)
+        if cut and self.manifest.kinematics:
             if frame.index - state.known_index > self.manifest.max_gap_frames + 1:
                 moved = KinematicState()  # the lane has been reset since
-            every, moved = kinematics(silhouette(frame.pixels, sighting, located, window_px), moved)
+            every, moved = kinematics(cut, moved)
             channels = every[self._channels]
         after = replace(state, kinematics=moved, known_index=frame.index)
         return replace(self._seen(frame, sighting, Status.OK, after), crop=crop, channels=channels)
