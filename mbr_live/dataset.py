@@ -229,6 +229,13 @@ class Dataset(Section):
         return tuple(chain.from_iterable(clip_findings(entry, self._folder) for entry in self.clips))
 
     @property
+    def is_fitted(self) -> bool:
+        """Whether anything is left to the validation recordings to decide."""
+        training = self.training
+        given = isinstance(training.threshold, float) and training.calibration == "none"
+        return not given or any("fit" in (each.min_bout_s, each.bridge_s) for each in self.behaviours)
+
+    @property
     def max_gap_frames(self) -> int:
         """Ticks without features that a lane bridges."""
         return round(self.max_gap_s * RATE_FPS)
@@ -259,7 +266,8 @@ def read_dataset(path: Path) -> Dataset:
         raise MbrError(f"Dataset {path}: {error}") from error
     found = {spec.split for spec in specs}
     # A dataset of test recordings only is one to evaluate on.
-    for split in () if found == {"test"} else ("train", "validation"):
+    needed = ("train", "validation") if dataset.is_fitted else ("train",)
+    for split in () if found == {"test"} else needed:
         if split not in found:
             raise MbrError(
                 f"Dataset {path} has no {split} recordings. Give some recordings split = '{split}', or add recordings "

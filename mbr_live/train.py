@@ -108,7 +108,8 @@ def train_program(dataset_file: Path, out: Path, logs: Path | None = None) -> No
             bars.update(tasks[stage], completed=done)
 
         bundle = train(dataset_file, out, progress=show, logs=logs)
-    console.print(score_table(bundle.manifest.training.scores))
+    if bundle.manifest.training.scores:
+        console.print(score_table(bundle.manifest.training.scores))
     console.print(f"Bundle written to {bundle.path}")
 
 
@@ -157,7 +158,7 @@ def train_on(
 
         def follow(step: int, loss: Tensor) -> None:
             curves.learnt("sequences", step, loss, temporal)
-            if curves.drawn and step % _SCORED_EVERY_STEPS == 0:
+            if curves.drawn and lessons_to_validate and step % _SCORED_EVERY_STEPS == 0:
                 found = validate()
                 curves.scored(step, {spec.name: fitting.pr_auc(k, found) for k, spec in enumerate(plan.behaviours)})
                 temporal.train()
@@ -165,7 +166,8 @@ def train_on(
         _train_on_sequences(temporal, lessons_to_learn, inputs, plan.training, checkpoints, follow, progress)
         validated = validate()
     curves.close()
-    if not any(np.any(stretch.truth != UNKNOWN) for stretch in validated):
+    judged = any(np.any(stretch.truth != UNKNOWN) for stretch in validated)
+    if not judged and (lessons_to_validate or plan.is_fitted):
         raise MbrError(
             f"Dataset {plan.name}: no frame of the validation recordings is labelled after the warm-up of "
             f"{plan.warmup_frames} frames. Validate on longer recordings, or set warmup_frames lower."

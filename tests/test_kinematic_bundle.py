@@ -107,6 +107,18 @@ def passed(
         yield decisions[-1], state
 
 
+def test_all_recordings_are_trained_on_where_nothing_is_left_to_validate(cache: Path, tmp_path: Path) -> None:
+    text = DATASET.replace('split = "validation"', 'split = "train"')
+    bundle = train(written(tmp_path / "all.toml", text), tmp_path / "all", progress=silent, cache=cache)
+    assert bundle.manifest.training.recordings == ("box-3 (train)", "box-4 (train)")
+    assert bundle.manifest.training.scores == ()
+    assert [(each.enter, each.exit) for each in bundle.manifest.behaviours] == [(0.5, 0.5)] * 2
+    assert "none was kept aside" in (tmp_path / "all" / "card.md").read_text(encoding="utf-8")
+    fitted = text.replace("threshold = 0.5", 'threshold = "fit"')
+    with pytest.raises(MbrError, match="no validation recordings"):
+        train(written(tmp_path / "fitted.toml", fitted), tmp_path / "fitted", progress=silent, cache=cache)
+
+
 def test_a_bundle_without_a_feature_network(moves: Bundle, cache: Path) -> None:
     manifest = load_bundle(moves.path).manifest
     assert manifest.feature_dim == 0 and manifest.kinematics == CHANNELS and manifest.kinematics_version == VERSION
