@@ -49,6 +49,7 @@ from mbr_live.recordings import (
 from mbr_live.splits import Fold, Split
 from mbr_live.temporal_config import TcnConfig, TemporalConfig
 from mbr_live.types import RATE_FPS, UNKNOWN, MbrError
+from mbr_live.variation import Variation
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +133,8 @@ class TrainingSettings(Section):
     draw: Literal["even", "by_count"] = "even"  # of recordings; by_count: by the root of their frames of a behaviour
     threshold: ThresholdRule = "fit"  # shrunk: fitted, towards 0.5
     calibration: CalibrationKind = "none"  # of the probabilities, fitted to the validation recordings
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = Augmentation()  # of crops
+    variation: Variation = Variation()  # of silhouettes
 
 
 class SplitSettings(Section):
@@ -207,6 +209,12 @@ class Dataset(Section):
         if split_by != "group":
             raise ValueError(f"split_by = {split_by!r} is refused: {NO_RANDOM}")
         return split_by
+
+    @model_validator(mode="after")
+    def _varies_what_it_sees(self) -> Self:
+        if self.training.variation.copies and self.model.extractor != "none":
+            raise ValueError("training.variation changes silhouettes, not crops: give it with extractor = 'none' alone")
+        return self
 
     def all_recordings(self) -> tuple[RecordingSpec, ...]:
         """Every recording that the file names, in its order, with its split."""

@@ -138,14 +138,14 @@ def train_on(
     cache = cache or dataset.cache_folder()
     recordings = preparation.prepare(plan, cache, progress)
     checkpoints = Checkpoints(cache / f"{plan.name}.{_key(plan, recordings)}.checkpoints")
-    lessons = [_lesson(recording, plan.max_gap_frames) for recording in recordings]
+    lessons = [_lesson(each, plan.max_gap_frames) for recording in recordings for each in recording.with_copies()]
     lessons_to_learn = [lesson for lesson in lessons if lesson.recording.split == "train"]
     lessons_to_validate = [lesson for lesson in lessons if lesson.recording.split == "validation"]
     with _deterministic(plan.training.seed, SMALL_THREADS if plan.model.extractor == "none" else THREADS):
         trunk, temporal = _networks(plan.model, len(plan.behaviours))
         if trunk:
             _train_on_frames(trunk, lessons_to_learn, plan.training, checkpoints, curves, progress)
-        inputs = _inputs(trunk, recordings, progress)
+        inputs = _inputs(trunk, [lesson.recording for lesson in lessons], progress)
         if isinstance(temporal, Ensemble):
             _standardise(temporal, [inputs[lesson.recording.name] for lesson in lessons_to_learn])
 

@@ -119,6 +119,30 @@ def test_all_recordings_are_trained_on_where_nothing_is_left_to_validate(cache: 
         train(written(tmp_path / "fitted.toml", fitted), tmp_path / "fitted", progress=silent, cache=cache)
 
 
+def test_changed_copies_are_trained_on_and_never_validated_on(moves: Bundle, cache: Path, tmp_path: Path) -> None:
+    text = DATASET.replace("[[behaviours]]", "variation = { copies = 2 }\n\n[[behaviours]]", 1)
+    dataset = read_dataset(written(tmp_path / "varied.toml", text))
+    learnt, validated = prepare(dataset, cache, silent)
+    assert learnt.channels is not None and learnt.varied is not None and validated.varied is None
+    assert learnt.varied.shape == (2, *learnt.channels.shape)
+    copies = learnt.with_copies()
+    assert len({each.name for each in copies}) == 3 and {each.subject for each in copies} == {learnt.name}
+    assert len({each.channels.tobytes() for each in copies if each.channels is not None}) == 3
+    assert validated.with_copies() == [validated]
+    again, _ = prepare(dataset, tmp_path / "fresh", silent)
+    assert again.varied is not None and again.varied.tobytes() == learnt.varied.tobytes()
+    bundle = train(tmp_path / "varied.toml", tmp_path / "varied", progress=silent, cache=cache)
+    assert bundle.manifest.training.recordings == ("box-3 (train)", "box-4 (validation)")
+    assert bundle.manifest.training.frames == moves.manifest.training.frames
+    assert bundle.sha256 != moves.sha256
+
+
+def test_crops_have_no_copies(tmp_path: Path) -> None:
+    text = DATASET.replace("[[behaviours]]", "variation = { copies = 2 }\n\n[[behaviours]]", 1)
+    with pytest.raises(MbrError, match="variation changes silhouettes"):
+        read_dataset(written(tmp_path / "crops.toml", text.replace('extractor = "none"', 'extractor = "slim"')))
+
+
 def test_a_bundle_without_a_feature_network(moves: Bundle, cache: Path) -> None:
     manifest = load_bundle(moves.path).manifest
     assert manifest.feature_dim == 0 and manifest.kinematics == CHANNELS and manifest.kinematics_version == VERSION
