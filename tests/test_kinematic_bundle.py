@@ -150,7 +150,7 @@ def test_a_bundle_without_a_feature_network(moves: Bundle, cache: Path) -> None:
     assert {b.enter for b in manifest.behaviours} == {b.exit for b in manifest.behaviours} == {0.5}
     assert manifest.training.steps == {"sequences": 9}
     card = moves.read(CARD).decode()
-    assert "36 kinematic channels" in card and "152 px" in card
+    assert "38 kinematic channels" in card and "152 px" in card
     assert not list(cache.glob("*.crops.npy"))
     with pytest.raises(MbrError, match="no feature network"):
         OpenVinoEngine(moves).features(np.zeros((1, 160, 160, 3), np.uint8))
@@ -389,7 +389,7 @@ def test_features_and_kinematics_together(
     )
     text = text.replace("[training]", "[training]\nframes_per_step = 4\nframe_steps = 1")
     both = train(written(tmp_path / "both.toml", text), tmp_path / "both", progress=silent, cache=cache)
-    assert both.manifest.input_dim == both.manifest.feature_dim + 36 == 292
+    assert both.manifest.input_dim == both.manifest.feature_dim + 38 == 294
     decisions = [decision for decision, _ in passed(Pipeline(both.manifest, OpenVinoEngine(both)), frames[:10])]
     assert decisions[-1].status is Status.OK
 
