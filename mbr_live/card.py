@@ -65,10 +65,6 @@ def card_text(manifest: Manifest) -> str:
     """The card as Markdown."""
     training = manifest.training
     names = ", ".join(manifest.behaviour_names)
-    rows = [
-        f"| {s.recording} | {s.behaviour} | {s.frames} | {s.prevalence:.3f} | {_shown(s.pr_auc)} | {_shown(s.f1)} |"
-        for s in training.scores
-    ]
     steps = " and ".join(f"{count} steps on {name}" for name, count in training.steps.items())
     versions = ", ".join(f"{name} {version}" for name, version in training.versions.items())
     return "\n".join(
@@ -84,11 +80,7 @@ def card_text(manifest: Manifest) -> str:
             f"- Recordings: {', '.join(training.recordings)}",
             f"- Versions: {versions}",
             "",
-            "Scores on the validation recordings, which also chose the thresholds:",
-            "",
-            "| recording | behaviour | frames | prevalence | PR-AUC | F1 |",
-            "|---|---|---|---|---|---|",
-            *rows,
+            *_score_lines(training.scores),
             "",
             *_data_lines(manifest),
             *_fit_lines(manifest),
@@ -137,6 +129,17 @@ def _calibration(fit: Fit) -> str:
         return fit.calibration
     errors = f"expected error {_shown(fit.calibration_error_before)} before, {_shown(fit.calibration_error)} with it"
     return f"{fit.calibration}: {fit.scale:.3f} x logit {fit.offset:+.3f}, {errors}"
+
+
+def _score_lines(of: Sequence[Score]) -> Iterator[str]:
+    if not of:
+        yield "Trained on all recordings: none was kept aside to score it on. Cross-validation scores models like it."
+        return
+    yield from ("Scores on the validation recordings, which also chose the thresholds:", "")
+    yield from ("| recording | behaviour | frames | prevalence | PR-AUC | F1 |", "|---|---|---|---|---|---|")
+    for s in of:
+        figures = f"{s.prevalence:.3f} | {_shown(s.pr_auc)} | {_shown(s.f1)}"
+        yield f"| {s.recording} | {s.behaviour} | {s.frames} | {figures} |"
 
 
 def _sees(manifest: Manifest) -> Iterator[str]:

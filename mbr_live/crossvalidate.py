@@ -140,8 +140,8 @@ def _truths(dataset: Dataset, progress: Progress, cache: Path | None) -> dict[st
 def _folds(dataset: Dataset, scored: Mapping[str, Truth], count: int | None) -> tuple[Fold, ...]:
     specs = [spec for spec in dataset.all_recordings() if spec.name in scored]
     shown = {name: _shown(truth) for name, truth in scored.items()}
-    made = splits.folds(specs, count=count, seed=dataset.splits.seed, shown=shown)
-    if len(made) < 3:
+    made = splits.folds(specs, count=count, seed=dataset.splits.seed, shown=shown, validate=dataset.is_fitted)
+    if dataset.is_fitted and len(made) < 3:
         raise MbrError(
             f"Dataset {dataset.name}: found {len(made)} folds, expected at least 3: a fold trains on some groups, "
             "chooses thresholds on others and tests further ones. Give --folds, or recordings of more groups."

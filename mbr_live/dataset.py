@@ -52,6 +52,7 @@ from mbr_live.splits import Fold, Split
 from mbr_live.temporal_config import TcnConfig, TemporalConfig
 from mbr_live.training_config import EarlyStopping, FineTuning
 from mbr_live.types import RATE_FPS, UNKNOWN, MbrError
+from mbr_live.variation import Variation
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +141,7 @@ class TrainingSettings(Section):
     calibration: CalibrationKind = "none"  # of the probabilities, fitted to the validation recordings
     augmentation: Augmentation = Augmentation()  # of single frames
     recording_augmentation: RecordingAugmentation = RecordingAugmentation()
+    variation: Variation = Variation()  # of silhouettes
     early_stopping: EarlyStopping = EarlyStopping()
     fine_tuning: FineTuning = FineTuning()
 
@@ -220,11 +222,12 @@ class Dataset(Section):
         return split_by
 
     @model_validator(mode="after")
-    def _pictures_to_change(self) -> Self:
-        if self.model.extractor == "none" and (
-            self.training.recording_augmentation.copies or self.training.fine_tuning.steps
-        ):
+    def _changes_what_it_sees(self) -> Self:
+        training, pictures = self.training, self.model.extractor != "none"
+        if not pictures and (training.recording_augmentation.copies or training.fine_tuning.steps):
             raise ValueError("recording_augmentation and fine_tuning are of pictures, and extractor is 'none'")
+        if pictures and training.variation.copies:
+            raise ValueError("training.variation changes silhouettes, not crops: give it with extractor = 'none' alone")
         return self
 
     def all_recordings(self) -> tuple[RecordingSpec, ...]:
@@ -270,6 +273,13 @@ class Dataset(Section):
         return tuple(chain.from_iterable(clip_findings(entry, self._folder) for entry in self.clips))
 
     @property
+    def is_fitted(self) -> bool:
+        """Whether anything is left to the validation recordings to decide."""
+        training = self.training
+        given = isinstance(training.threshold, float) and training.calibration == "none"
+        return not given or any("fit" in (each.min_bout_s, each.bridge_s) for each in self.behaviours)
+
+    @property
     def max_gap_frames(self) -> int:
         """Ticks without features that a lane bridges."""
         return round(self.max_gap_s * RATE_FPS)
@@ -300,7 +310,8 @@ def read_dataset(path: Path) -> Dataset:
         raise MbrError(f"Dataset {path}: {error}") from error
     found = {spec.split for spec in specs}
     # A dataset of test recordings only is one to evaluate on.
-    for split in () if found == {"test"} else ("train", "validation"):
+    needed = ("train", "validation") if dataset.is_fitted else ("train",)
+    for split in () if found == {"test"} else needed:
         if split not in found:
             raise MbrError(
                 f"Dataset {path} has no {split} recordings. Give some recordings split = '{split}', or add recordings "

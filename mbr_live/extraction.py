@@ -23,10 +23,11 @@ from torch import Tensor
 
 from mbr_live.bundle import FEATURES, Bundle
 from mbr_live.dataset import Dataset, Progress, key_of
-from mbr_live.engine import Engine, OpenVinoEngine
+from mbr_live.engine import Engine
 from mbr_live.export import write_untaught
 from mbr_live.lessons import Lesson
 from mbr_live.models import Extractor, Trunk
+from mbr_live.openvino_engine import OpenVinoEngine
 from mbr_live.preparation import crops_of, save_array
 from mbr_live.temporal import TemporalModel
 

@@ -80,7 +80,9 @@ def probabilities_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 def fit(
     specs: Sequence[BehaviourSpec], rule: ThresholdRule, kind: CalibrationKind, validated: Sequence[Validated]
 ) -> Fitted:
-    """Fit everything that the dataset file leaves to the validation recordings."""
+    """Fit everything that the dataset file leaves to the validation recordings; without these, it leaves nothing."""
+    if not validated:
+        return Fitted(tuple(_start(spec, rule) for spec in specs), (Calibration(),) * len(specs), (), ())
     calibrations = []
     for k in range(len(specs)):
         truth = _of_behaviour(k, validated)

@@ -23,7 +23,8 @@ VERSION = 1
 """Of what the channels mean; a network is run on the channels that it was trained on, or not at all."""
 
 TRAIL_FRAMES = 10  # places that `travel_1s` looks back on
-REFERENCE_FRAMES = 100  # time constant of the running means
+REFERENCE_FRAMES = 100  # time constant of the running means of posture and place
+LIGHT_FRAMES = 300  # ... and of grey levels, which tell of the camera what they do not tell of behaviour
 
 _SCALED = ("height", "width", "band1", "band2", "band3", "band4")
 _SQUARE_5 = np.ones((5, 5), np.uint8)
@@ -44,10 +45,13 @@ ALL = (
 )  # fmt: skip
 """Channels that are best where a model is used on the camera that it was trained on."""
 
-SHAPE = (*(f"{name}_of_size" for name in _SCALED), *(name for name in ALL if name not in _ABSOLUTE))
-"""Channels without scale, place and light, for a camera that a model was not trained on."""
+_OF_SIZE = tuple(f"{name}_of_size" for name in _SCALED)
+_LIGHT = ("grey_top_ref", "grey_middle_ref")  # against their running means
 
-CHANNELS = (*ALL, *SHAPE[: len(_SCALED)])
+SHAPE = (*_OF_SIZE, *(name for name in ALL if name not in _ABSOLUTE), *_LIGHT)
+"""Channels without scale, place and the light of the room, for a camera that a model was not trained on."""
+
+CHANNELS = (*ALL, *_OF_SIZE, *_LIGHT)
 """All channels that are computed, in this order."""
 
 Channels = NDArray[np.float32]
@@ -61,8 +65,9 @@ class KinematicState:
     before: Silhouette | None = None  # None: no frame yet
     trail: tuple[tuple[float, float], ...] = ()  # centres of the body in the last second, px of the frame
     bottom_px: float = 0.0
-    references: tuple[float, float, float] = (0.0, 0.0, 0.0)  # means of log height, log size and y, in windows
-    frames: int = 0  # until they are means over REFERENCE_FRAMES
+    references: tuple[float, ...] = (0.0, 0.0, 0.0)  # means of log height, log size and y, in windows
+    light: tuple[float, ...] = (0.0, 0.0)  # means of the grey of the upper and the middle third
+    frames: int = 0  # until all are means over their time constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +106,9 @@ def kinematics(now: Silhouette, state: KinematicState) -> tuple[Channels, Kinema
     x, y = now.x_px + (form.x - middle) * cell, now.y_px + (form.y - middle) * cell
     bottom_px = y + (form.top + form.height - form.y) * cell
     levels = (math.log(form.height / SIDE), math.log(math.sqrt(form.area) / SIDE), y / now.window_px)
-    references = _references(levels, state)
+    references = _means(levels, state.references, state.frames, REFERENCE_FRAMES)
+    grey = _light(now, form)
+    light = _means(grey, state.light, state.frames, LIGHT_FRAMES)
     trail = (*state.trail, (x, y))[-TRAIL_FRAMES:]
     values = (
         *_posture(form, now.body),
@@ -111,13 +118,15 @@ def kinematics(now: Silhouette, state: KinematicState) -> tuple[Channels, Kinema
         levels[0] - references[0],
         levels[1] - references[1],
         _clipped(levels[2] - references[2], 1.0),
-        *_light(now, form),
+        *grey,
     )
     known = dict(zip(ALL, values, strict=True))
     size = max(known["size"], 0.02)
     known |= {f"{name}_of_size": min(known[name] / size, 4.0) for name in _SCALED}
-    frames = min(state.frames + 1, REFERENCE_FRAMES)
-    return np.array(tuple(known.values()), np.float32), KinematicState(now, trail, bottom_px, references, frames)
+    known |= {name: level - mean for name, level, mean in zip(_LIGHT, grey, light, strict=True)}
+    frames = min(state.frames + 1, LIGHT_FRAMES)
+    after = KinematicState(now, trail, bottom_px, references, light, frames)
+    return np.array(tuple(known.values()), np.float32), after
 
 
 def _measured(body: Grey) -> _Form:
@@ -200,11 +209,10 @@ def _light(now: Silhouette, form: _Form) -> tuple[float, float]:
     return top, middle
 
 
-def _references(levels: tuple[float, float, float], state: KinematicState) -> tuple[float, float, float]:
-    """The running means with one more frame: plain means at first, then with a fixed time constant."""
-    rate = max(1 / (state.frames + 1), 1 / REFERENCE_FRAMES)
-    height, size, y = (mean + rate * (level - mean) for mean, level in zip(state.references, levels, strict=True))
-    return height, size, y
+def _means(levels: Sequence[float], means: Sequence[float], frames: int, constant_frames: int) -> tuple[float, ...]:
+    """Running means of one more frame than `frames`: plain means at first, then with a fixed time constant."""
+    rate = max(1 / (frames + 1), 1 / constant_frames)
+    return tuple(mean + rate * (level - mean) for mean, level in zip(means, levels, strict=True))
 
 
 def _clipped(value: float, limit: float) -> float:

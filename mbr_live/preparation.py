@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import BinaryIO
@@ -40,6 +40,7 @@ from mbr_live.kinematics import CHANNELS, KinematicState, kinematics
 from mbr_live.recordings import Clip, RecordingSpec, SimulatedRecording
 from mbr_live.silhouette import Silhouette, as_crop, silhouette
 from mbr_live.types import CROP_PX, UNKNOWN, Image, MbrError, Sighting
+from mbr_live.variation import Draw, draw, varied
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 CROPPED_BY = ("background.py", "blindness.py", "locate.py", "sampler.py", "segments.py", "sources.py")
 CUT_BY = (*CROPPED_BY, "silhouette.py")
 MEASURED_BY = (*CUT_BY, "kinematics.py")
+VARIED_BY = (*MEASURED_BY, "variation.py")
 
 _MAPPED_FROM_BYTES = 8 << 20
 
@@ -64,6 +66,18 @@ class Recording:
     channels: NDArray[np.float32] | None  # [N, M] kinematics; None: not needed
     truth: Marks  # [N, K]
     judged: NDArray[np.bool_]  # [N] the mark is somebody's judgement of this frame, not held from an earlier one
+    varied: NDArray[np.float32] | None = None  # [V, N, M] channels of changed copies to train on beside it
+
+    def with_copies(self) -> list[Recording]:
+        """The recording, and a recording of each changed copy."""
+        copies = () if self.varied is None else self.varied
+        return [
+            self,
+            *(
+                replace(self, name=f"{self.name}, copy {number}", channels=channels, varied=None)
+                for number, channels in enumerate(copies, 1)
+            ),
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +88,17 @@ class _Files:
     crop: CropKind
     crops: Path | None
     channels: Path | None  # float32 [N, len(CHANNELS)]
+    varied: Path | None  # float32 [V, N, len(CHANNELS)]
 
     def missing(self) -> tuple[Path, ...]:
-        wanted = (self.rows, self.crops, self.channels)
+        wanted = (self.rows, self.crops, self.channels, self.varied)
         return tuple(path for path in wanted if path and not path.is_file())
 
     def to_cut(self) -> bool:
         """Whether something is missing that the animal has to be cut out for."""
-        return self.channels in self.missing() or (self.crop == "silhouette" and self.crops in self.missing())
+        missing = self.missing()
+        measured = self.channels in missing or self.varied in missing
+        return measured or (self.crop == "silhouette" and self.crops in missing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +128,11 @@ def prepare(dataset: Dataset, cache: Path, progress: Progress) -> list[Recording
     progress("recordings", len(specs) - len(missing), len(specs))
     if missing:
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers:
+            gap_frames = dataset.max_gap_frames
             tasks = [
-                workers.submit(_prepare_one, spec, dataset.window_px, dataset.max_gap_frames, cache, files[spec.name])
+                workers.submit(
+                    _prepare_one, spec, dataset.window_px, gap_frames, cache, files[spec.name], _draws(spec, dataset)
+                )
                 for spec in missing
             ]
             try:
@@ -155,11 +175,21 @@ def stretches(ticks: NDArray[np.int64], max_gap_frames: int) -> list[Stretch]:
     return found
 
 
-def _prepare_one(spec: RecordingSpec, window_px: int | None, max_gap_frames: int, cache: Path, files: _Files) -> None:
+def _draws(spec: RecordingSpec, dataset: Dataset) -> list[Draw]:
+    """The changes of the copies of a recording, the same whatever else is in the dataset."""
+    settings = dataset.training.variation
+    name = int.from_bytes(hashlib.sha256(spec.name.encode()).digest()[:8])
+    rng = np.random.default_rng((dataset.training.seed, name))
+    return [draw(settings, rng) for _ in range(settings.copies)]
+
+
+def _prepare_one(
+    spec: RecordingSpec, window_px: int | None, max_gap_frames: int, cache: Path, files: _Files, draws: Sequence[Draw]
+) -> None:
     """Make what is missing of a recording."""
     cv2.setNumThreads(1)
     source = sources.JoinedFiles(spec.name, [sources.open_video(video) for video in video_files(spec, cache)])
-    rows = _write_frames(source, window_px, max_gap_frames, files)
+    rows = _write_frames(source, window_px, max_gap_frames, files, draws)
     if not len(rows) and not isinstance(spec.source, Clip):
         raise MbrError(
             f"{spec.name}: the animal was not found for long enough to crop it. Give a longer recording, or "
@@ -182,11 +212,15 @@ def _files(spec: RecordingSpec, dataset: Dataset, cache: Path) -> _Files:
     if crop == "silhouette":
         cut = key_of(f"{pictures}{window}", (*RENDERED_BY, *CUT_BY))
         crops = cache / f"{name}.{cut}.silhouettes.npy"
+    settings = dataset.training.variation
+    drawn = f"{pictures}{window} gap {dataset.max_gap_frames} {settings} {dataset.training.seed} {spec.name}"
+    copied = settings.copies and spec.split == "train"
     return _Files(
         cache / f"{name}.{key}.rows.npy",
         crop,
         crops if dataset.model.extractor != "none" else None,
         cache / f"{name}.{measured}.channels.npy" if dataset.model.channels else None,
+        cache / f"{name}.{key_of(drawn, (*RENDERED_BY, *VARIED_BY))}.varied.npy" if copied else None,
     )
 
 
@@ -204,14 +238,37 @@ def _content_hash(path: Path, cache: Path) -> str:
     return kept.read_text(encoding="utf-8")
 
 
+class _Measured:
+    """Kinematic channels of a recording as it is, and of its changed copies, frame by frame."""
+
+    def __init__(self, draws: Sequence[Draw]) -> None:
+        self._draws = draws
+        self._values: list[list[NDArray[np.float32]]] = [[] for _ in (None, *draws)]
+        self.reset()
+
+    def reset(self) -> None:
+        """As the pipeline resets a lane."""
+        self._states = [KinematicState()] * (1 + len(self._draws))
+
+    def add(self, seen: Silhouette) -> None:
+        for lane, shown in enumerate((seen, *(varied(seen, each) for each in self._draws))):
+            channels, self._states[lane] = kinematics(shown, self._states[lane])
+            self._values[lane].append(channels)
+
+    def channels(self) -> NDArray[np.float32]:
+        """float32 [1 + V, N, len(CHANNELS)]: as it is, then the copies."""
+        return np.array(self._values, np.float32).reshape(len(self._values), -1, len(CHANNELS))
+
+
 def _write_frames(
-    source: sources.Source, window_px: int | None, max_gap_frames: int, files: _Files
+    source: sources.Source, window_px: int | None, max_gap_frames: int, files: _Files, draws: Sequence[Draw]
 ) -> NDArray[np.int64]:
     """Write the missing crops and channels of all 10 fps frames with an animal; their rows, int64 [N, 2]."""
-    state, seen, moved = locate.initial_state(), BlindState(), KinematicState()
+    state, seen = locate.initial_state(), BlindState()
     rows: list[tuple[int, int]] = []
-    channels: list[NDArray[np.float32]] = []
     missing, to_cut = files.missing(), files.to_cut()
+    measured = _Measured(draws if files.varied in missing else ())
+    measuring = bool({files.channels, files.varied} & set(missing))
     with ExitStack() as stack:
         write = stack.enter_context(_crop_file(files.crops)) if files.crops and files.crops in missing else None
         for frame in sources.sampled(source, source.name):
@@ -225,14 +282,16 @@ def _write_frames(
             cut = silhouette(frame.pixels, sighting, state, side) if to_cut else None
             if write:
                 write(_crop(frame.pixels, sighting, side, cut if files.crop == "silhouette" else None))
-            if cut and files.channels in missing:
+            if cut and measuring:
                 if rows and frame.index - rows[-1][0] - 1 > max_gap_frames:
-                    moved = KinematicState()  # as the pipeline resets a lane
-                measured, moved = kinematics(cut, moved)
-                channels.append(measured)
+                    measured.reset()
+                measured.add(cut)
             rows.append((frame.index, frame.source_frame))
-    if files.channels in missing and files.channels:
-        save_array(files.channels, np.array(channels, np.float32).reshape(-1, len(CHANNELS)))
+    channels = measured.channels()
+    if files.channels and files.channels in missing:
+        save_array(files.channels, channels[0])
+    if files.varied and files.varied in missing:
+        save_array(files.varied, channels[1:])
     return np.array(rows, np.int64).reshape(-1, 2)
 
 
@@ -269,13 +328,14 @@ def _crop_file(path: Path) -> Iterator[Callable[[Image], None]]:
 
 def _load(spec: RecordingSpec, annotations: Annotations, files: _Files, model: ModelSettings, cache: Path) -> Recording:
     ticks, source_frames = np.load(files.rows, allow_pickle=False).T
-    crops, channels = None, None
+    crops, channels, copies = None, None, None
     if files.crops:
         # A mapped file stays open: thousands of clips would be more than a process may have.
         crops = np.load(files.crops, mmap_mode="r" if files.crops.stat().st_size > _MAPPED_FROM_BYTES else None)
     if files.channels:
         chosen = [CHANNELS.index(name) for name in model.channels]
         channels = np.load(files.channels, allow_pickle=False)[:, chosen]
+        copies = np.load(files.varied, allow_pickle=False)[:, :, chosen] if files.varied else None
     judged = np.ones(len(ticks), np.bool_)
     if annotations.judged is not None:
         sampled = sampled_frames(spec, cache)  # a still is shown by one of these, whether the animal was found or not
@@ -290,6 +350,7 @@ def _load(spec: RecordingSpec, annotations: Annotations, files: _Files, model: M
         channels=channels,
         truth=annotations.at(source_frames),
         judged=judged,
+        varied=copies,
     )
 
 

@@ -76,6 +76,14 @@ def view(surroundings: Surroundings, x_px: float, y_px: float, window_px: int) -
     return np.asarray(cut, dtype=np.uint8)
 
 
+def surrounded(x_px: float, y_px: float, window_px: int, pitch: int) -> tuple[int, int, int, int]:
+    """What is remembered around a place of an endless frame: first column and row of its grid, width and height."""
+    reach = AROUND * window_px / 2
+    left, top = math.floor((x_px - reach) / pitch), math.floor((y_px - reach) / pitch)
+    right, bottom = math.ceil((x_px + reach) / pitch) + 1, math.ceil((y_px + reach) / pitch) + 1
+    return left, top, right - left, bottom - top
+
+
 def _surroundings(pixels: Image, x_px: float, y_px: float, window_px: int) -> Surroundings:
     """Grey means of 2 x 2 pixels; of a large window these are every second, third, ... pixel of the frame."""
     stride = max(1, window_px // (FINE * SIDE))

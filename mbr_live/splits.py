@@ -93,12 +93,14 @@ def folds(
     count: int | None = None,
     seed: int = 1,
     shown: Mapping[str, Collection[str]] | None = None,
+    validate: bool = True,
 ) -> tuple[Fold, ...]:
     """Leave-groups-out folds: every recording is tested exactly once, no group is in two parts of a fold.
 
     Without `count`, one group of each condition is left out at a time (as many folds as the largest condition has
     groups); with as many as there are groups, one group at a time. The groups tested in the next fold validate; given
-    the behaviours `shown` in each recording, so do further ones while they show what validation lacks.
+    the behaviours `shown` in each recording, so do further ones while they show what validation lacks. Where there is
+    nothing to `validate`, everything that is not tested is trained on.
     """
     strata = _strata(recordings)
     groups = sum(map(len, strata.values()))
@@ -116,7 +118,7 @@ def folds(
     made = []
     for fold in range(number):
         others = [tested[(fold + step) % number] for step in range(1, number)]
-        validation = _validating(others, shown or {}) if number > 2 else ()
+        validation = _validating(others, shown or {}) if validate and number > 2 else ()
         held_out = {*tested[fold], *validation}
         made.append(
             Fold(tuple(each.name for each in recordings if each.name not in held_out), validation, tested[fold])

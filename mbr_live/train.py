@@ -62,7 +62,8 @@ def train_program(dataset_file: Path, out: Path, logs: Path | None = None, weigh
             bars.update(tasks[stage], completed=done)
 
         bundle = train(dataset_file, out, progress=show, logs=logs, weights=weights)
-    console.print(score_table(bundle.manifest.training.scores))
+    if bundle.manifest.training.scores:
+        console.print(score_table(bundle.manifest.training.scores))
     console.print(f"Bundle written to {bundle.path}")
 
 
@@ -111,7 +112,9 @@ def train_on(
         curves = Curves(logs, told)
         learnt = _Stages(plan, recordings, extractor, temporal, cache, checkpoints, curves, progress).run()
         curves.close()
-    if not any(np.any(stretch.truth != UNKNOWN) for stretch in learnt.validated):
+    judged = any(np.any(stretch.truth != UNKNOWN) for stretch in learnt.validated)
+    kept_aside = any(recording.split == "validation" for recording in recordings)
+    if not judged and (kept_aside or plan.is_fitted):
         raise MbrError(
             f"Dataset {plan.name}: no frame of the validation recordings is labelled after the warm-up of "
             f"{plan.warmup_frames} frames. Validate on longer recordings, or set warmup_frames lower."
@@ -153,7 +156,8 @@ class _Stages:
         self._plan, self._settings = plan, plan.training
         self._extractor, self._temporal = extractor, temporal
         self._cache, self._checkpoints, self._curves, self._progress = cache, checkpoints, curves, progress
-        lessons = [lesson_of(recording, plan.max_gap_frames) for recording in recordings]
+        every = [each for recording in recordings for each in recording.with_copies()]
+        lessons = [lesson_of(recording, plan.max_gap_frames) for recording in every]
         self._taught = [lesson for lesson in lessons if lesson.recording.split == "train"]
         self._copies = copies_of(self._taught, self._settings.recording_augmentation, self._settings.seed)
         self._kept_aside = [lesson for lesson in lessons if lesson.recording.split == "validation"]
@@ -202,7 +206,7 @@ class _Stages:
     def _follow(self, validation: Validation) -> Follow:
         def follow(step: int, loss: Tensor) -> None:
             self._curves.learnt("sequences", step, loss, self._temporal)
-            if self._curves.drawn and step % _SCORED_EVERY_STEPS == 0:
+            if self._curves.drawn and self._kept_aside and step % _SCORED_EVERY_STEPS == 0:
                 found = validation.validated(self._temporal)
                 scores = {spec.name: fitting.pr_auc(k, found) for k, spec in enumerate(self._plan.behaviours)}
                 self._curves.scored(step, scores)

@@ -184,3 +184,21 @@ def test_thresholds_are_chosen_where_every_behaviour_is_shown(rare: Sequence[str
         left = set(rare) - set(fold.test)
         assert not rare or (left & set(fold.validation) and left & set(fold.train))
         assert len(fold.validation) <= 2
+
+
+def test_folds_without_anything_to_validate_train_on_all_others() -> None:
+    specs = [spec(name, name) for name in "abcd"]
+    for fold in folds(specs, validate=False):
+        assert not fold.validation and len(fold.test) == 1
+        assert set(fold.train) == set("abcd") - set(fold.test)
+
+
+@pytest.mark.parametrize(("training", "fitted"), [("threshold = 0.5", False), ("threshold = 'fit'", True)])
+def test_who_gives_all_thresholds_leaves_nothing_to_validate(tmp_path: Path, training: str, fitted: bool) -> None:
+    demo = (Path(__file__).parents[1] / "engines" / "demo.toml").read_text(encoding="utf-8")
+    assert "[training]\n" in demo and "threshold" not in demo
+    (tmp_path / "demo.toml").write_text(demo.replace("[training]\n", f"[training]\n{training}\n"), encoding="utf-8")
+    dataset = read_dataset(tmp_path / "demo.toml")
+    assert dataset.is_fitted == fitted
+    longer = dataset.behaviours[0].model_copy(update={"bridge_s": "fit"})
+    assert dataset.model_copy(update={"behaviours": (longer,)}).is_fitted

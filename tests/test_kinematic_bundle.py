@@ -107,6 +107,42 @@ def passed(
         yield decisions[-1], state
 
 
+def test_all_recordings_are_trained_on_where_nothing_is_left_to_validate(cache: Path, tmp_path: Path) -> None:
+    text = DATASET.replace('split = "validation"', 'split = "train"')
+    bundle = train(written(tmp_path / "all.toml", text), tmp_path / "all", progress=silent, cache=cache)
+    assert bundle.manifest.training.recordings == ("box-3 (train)", "box-4 (train)")
+    assert bundle.manifest.training.scores == ()
+    assert [(each.enter, each.exit) for each in bundle.manifest.behaviours] == [(0.5, 0.5)] * 2
+    assert "none was kept aside" in (tmp_path / "all" / "card.md").read_text(encoding="utf-8")
+    fitted = text.replace("threshold = 0.5", 'threshold = "fit"')
+    with pytest.raises(MbrError, match="no validation recordings"):
+        train(written(tmp_path / "fitted.toml", fitted), tmp_path / "fitted", progress=silent, cache=cache)
+
+
+def test_changed_copies_are_trained_on_and_never_validated_on(moves: Bundle, cache: Path, tmp_path: Path) -> None:
+    text = DATASET.replace("[[behaviours]]", "variation = { copies = 2 }\n\n[[behaviours]]", 1)
+    dataset = read_dataset(written(tmp_path / "varied.toml", text))
+    learnt, validated = prepare(dataset, cache, silent)
+    assert learnt.channels is not None and learnt.varied is not None and validated.varied is None
+    assert learnt.varied.shape == (2, *learnt.channels.shape)
+    copies = learnt.with_copies()
+    assert len({each.name for each in copies}) == 3 and {each.subject for each in copies} == {learnt.name}
+    assert len({each.channels.tobytes() for each in copies if each.channels is not None}) == 3
+    assert validated.with_copies() == [validated]
+    again, _ = prepare(dataset, tmp_path / "fresh", silent)
+    assert again.varied is not None and again.varied.tobytes() == learnt.varied.tobytes()
+    bundle = train(tmp_path / "varied.toml", tmp_path / "varied", progress=silent, cache=cache)
+    assert bundle.manifest.training.recordings == ("box-3 (train)", "box-4 (validation)")
+    assert bundle.manifest.training.frames == moves.manifest.training.frames
+    assert bundle.sha256 != moves.sha256
+
+
+def test_crops_have_no_copies(tmp_path: Path) -> None:
+    text = DATASET.replace("[[behaviours]]", "variation = { copies = 2 }\n\n[[behaviours]]", 1)
+    with pytest.raises(MbrError, match="variation changes silhouettes"):
+        read_dataset(written(tmp_path / "crops.toml", text.replace('extractor = "none"', 'extractor = "slim"')))
+
+
 def test_a_bundle_without_a_feature_network(moves: Bundle, cache: Path) -> None:
     manifest = load_bundle(moves.path).manifest
     assert manifest.feature_dim == 0 and manifest.kinematics == CHANNELS and manifest.kinematics_version == VERSION
@@ -114,7 +150,7 @@ def test_a_bundle_without_a_feature_network(moves: Bundle, cache: Path) -> None:
     assert {b.enter for b in manifest.behaviours} == {b.exit for b in manifest.behaviours} == {0.5}
     assert manifest.training.steps == {"sequences": 9}
     card = moves.read(CARD).decode()
-    assert "36 kinematic channels" in card and "152 px" in card
+    assert "38 kinematic channels" in card and "152 px" in card
     assert not list(cache.glob("*.crops.npy"))
     with pytest.raises(MbrError, match="no feature network"):
         OpenVinoEngine(moves).features(np.zeros((1, 160, 160, 3), np.uint8))
@@ -353,7 +389,7 @@ def test_features_and_kinematics_together(
     )
     text = text.replace("[training]", "[training]\nframes_per_step = 4\nframe_steps = 1")
     both = train(written(tmp_path / "both.toml", text), tmp_path / "both", progress=silent, cache=cache)
-    assert both.manifest.input_dim == both.manifest.feature_dim + 36 == 292
+    assert both.manifest.input_dim == both.manifest.feature_dim + 38 == 294
     decisions = [decision for decision, _ in passed(Pipeline(both.manifest, OpenVinoEngine(both)), frames[:10])]
     assert decisions[-1].status is Status.OK
 

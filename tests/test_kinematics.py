@@ -155,8 +155,25 @@ def test_what_is_remembered_is_bounded() -> None:
     assert max(sizes[20:]) <= max(sizes[:20]) < 40_000
 
 
+def test_a_lighter_camera_changes_grey_and_not_grey_against_its_mean() -> None:
+    darker = [cut(100, 80), cut(102, 80), cut(104, 80)]
+    lighter = [dataclasses.replace(each, grey=each.grey + np.uint8(30)) for each in darker]
+    for before, after in zip(film(*darker), film(*lighter), strict=True):
+        for name in ("grey_top", "grey_middle"):
+            assert after[name] == pytest.approx(before[name] + 30 / 128, abs=1e-4)
+            assert after[f"{name}_ref"] == pytest.approx(before[f"{name}_ref"], abs=1e-4)
+
+
+def test_light_that_stays_is_what_grey_is_measured_against() -> None:
+    still = cut(100, 80)
+    switched = dataclasses.replace(still, grey=still.grey + np.uint8(30))
+    found = [each["grey_top_ref"] for each in film(*[still] * 50, *[switched] * 1000)]
+    assert found[49] == pytest.approx(0.0, abs=1e-5)
+    assert found[50] == pytest.approx(30 / 128, rel=0.05) and abs(found[-1]) < 0.1 * found[50]
+
+
 def test_sets_of_channels() -> None:
-    assert len(ALL) == 30 and len(SHAPE) == 26 and len(set(CHANNELS)) == len(CHANNELS) == 36
+    assert len(ALL) == 30 and len(SHAPE) == 28 and len(set(CHANNELS)) == len(CHANNELS) == 38
     assert [CHANNELS[at] for at in columns(SHAPE, VERSION)] == list(SHAPE)
     assert len(columns((), 0)) == 0
     for names, version, message in ((("whisking",), VERSION, "whisking"), (ALL, VERSION + 1, "version")):
