@@ -15,6 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mbr_live import arena
+from mbr_live.arena import NO_ARENA, ArenaState
 from mbr_live.background import Grey
 from mbr_live.silhouette import SIDE, Silhouette, view
 from mbr_live.types import MbrError
@@ -47,7 +49,13 @@ ALL = (
 SHAPE = (*(f"{name}_of_size" for name in _SCALED), *(name for name in ALL if name not in _ABSOLUTE))
 """Channels without scale, place and light, for a camera that a model was not trained on."""
 
-CHANNELS = (*ALL, *SHAPE[: len(_SCALED)])
+ARENA = arena.NAMES
+"""Channels of where the animal is in its arena, for what differs by that: rearing in the open and against a wall."""
+
+SETS = {"all": ALL, "shape": SHAPE, "arena": ARENA}
+"""The channels by the name of their set."""
+
+CHANNELS = (*ALL, *SHAPE[: len(_SCALED)], *ARENA)
 """All channels that are computed, in this order."""
 
 Channels = NDArray[np.float32]
@@ -63,6 +71,11 @@ class KinematicState:
     bottom_px: float = 0.0
     references: tuple[float, float, float] = (0.0, 0.0, 0.0)  # means of log height, log size and y, in windows
     frames: int = 0  # until they are means over REFERENCE_FRAMES
+    arena: ArenaState = NO_ARENA
+
+    def after_reset(self) -> KinematicState:
+        """What is left when a lane is reset: the arena, which does not depend on an unbroken sequence."""
+        return KinematicState(arena=self.arena)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +129,18 @@ def kinematics(now: Silhouette, state: KinematicState) -> tuple[Channels, Kinema
     known = dict(zip(ALL, values, strict=True))
     size = max(known["size"], 0.02)
     known |= {f"{name}_of_size": min(known[name] / size, 4.0) for name in _SCALED}
+    where, outline = arena.distances(x, y, _outline_px(now), now.window_px, state.arena)
+    known |= zip(ARENA, where, strict=True)
     frames = min(state.frames + 1, REFERENCE_FRAMES)
-    return np.array(tuple(known.values()), np.float32), KinematicState(now, trail, bottom_px, references, frames)
+    after = KinematicState(now, trail, bottom_px, references, frames, outline)
+    return np.array(tuple(known.values()), np.float32), after
+
+
+def _outline_px(now: Silhouette) -> arena.Points:
+    """Corners of the body's convex hull, px of the frame."""
+    cells = np.asarray(cv2.convexHull(cv2.findNonZero(now.body)), np.float32)[:, 0]
+    middle, cell = (SIDE - 1) / 2, now.window_px / SIDE
+    return np.asarray(np.array((now.x_px, now.y_px)) + (cells - middle) * cell, np.float32)
 
 
 def _measured(body: Grey) -> _Form:

@@ -249,7 +249,10 @@ class Pipeline:
             return replace(state, unknown_frames=unknown)
         if unknown > self.manifest.max_gap_frames:
             fresh = self.start(state.last_index)
-            return replace(fresh, locate=state.locate, unknown_frames=unknown, blind=state.blind)
+            return replace(
+                fresh, locate=state.locate, kinematics=state.kinematics.after_reset(), unknown_frames=unknown,
+                blind=state.blind,
+            )  # fmt: skip
         if not self.manifest.causal:
             return replace(state, unknown_frames=unknown)
         _, temporal = self._engine.step(state.features[None], state.temporal[None])

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 # The modules that crops and channels depend on; a change of one of them makes these anew.
 CROPPED_BY = ("background.py", "blindness.py", "locate.py", "sampler.py", "sources.py")
-MEASURED_BY = (*CROPPED_BY, "silhouette.py", "kinematics.py")
+MEASURED_BY = (*CROPPED_BY, "silhouette.py", "arena.py", "kinematics.py")
 
 _MAPPED_FROM_BYTES = 8 << 20
 
@@ -206,7 +206,7 @@ def _write_frames(
                 write(locate.crop(frame.pixels, sighting.x_px, sighting.y_px, side))
             if files.channels in missing:
                 if rows and frame.index - rows[-1][0] - 1 > max_gap_frames:
-                    moved = KinematicState()  # as the pipeline resets a lane
+                    moved = moved.after_reset()  # as the pipeline resets a lane
                 measured, moved = kinematics(silhouette(frame.pixels, sighting, state, side), moved)
                 channels.append(measured)
             rows.append((frame.index, frame.source_frame))
