@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mbr_live.kinematics import ALL, CHANNELS, SHAPE, VERSION, KinematicState, columns, kinematics
+from mbr_live.kinematics import ALL, ARENA, CHANNELS, SHAPE, VERSION, KinematicState, columns, kinematics
 from mbr_live.locate import LocateState
 from mbr_live.silhouette import SIDE, Silhouette, silhouette
 from mbr_live.types import Image, MbrError, Sighting
@@ -156,7 +156,8 @@ def test_what_is_remembered_is_bounded() -> None:
 
 
 def test_sets_of_channels() -> None:
-    assert len(ALL) == 30 and len(SHAPE) == 26 and len(set(CHANNELS)) == len(CHANNELS) == 36
+    assert len(ALL) == 30 and len(SHAPE) == 26 and len(set(CHANNELS)) == len(CHANNELS)
+    assert set(CHANNELS) >= {*ALL, *SHAPE, *ARENA}
     assert [CHANNELS[at] for at in columns(SHAPE, VERSION)] == list(SHAPE)
     assert len(columns((), 0)) == 0
     for names, version, message in ((("whisking",), VERSION, "whisking"), (ALL, VERSION + 1, "version")):
