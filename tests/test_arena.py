@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def around_a_box(left: float, top: float, right: float, bottom: float) -> list[t
     corners = [(left, top), (right, top), (right, bottom), (left, bottom), (left, top)]
     return [
         (x0 + (x1 - x0) * step / 40, y0 + (y1 - y0) * step / 40)
-        for (x0, y0), (x1, y1) in zip(corners, corners[1:], strict=False)
+        for (x0, y0), (x1, y1) in pairwise(corners)
         for step in range(40)
     ]
 
