@@ -12,7 +12,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from mbr_live.types import MbrError
 
-DEMO_BUNDLE = Path(__file__).resolve().parent.parent / "engines" / "demo"
+_PACKAGE = Path(__file__).resolve().parent
+# A wheel carries the bundle in the package; a checkout has it beside the package.
+DEMO_BUNDLE = (_PACKAGE if (_PACKAGE / "engines").is_dir() else _PACKAGE.parent) / "engines" / "demo"
 
 
 def _local(endpoint: str) -> str:

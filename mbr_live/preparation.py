@@ -126,6 +126,13 @@ def prepare(dataset: Dataset, cache: Path, progress: Progress) -> list[Recording
     return [recording for recording in recordings if np.any(recording.truth != UNKNOWN)]
 
 
+def crops_of(recording: Recording) -> NDArray[np.uint8]:
+    """The crops of a recording that was prepared with some, [N, H, W, 3]."""
+    if recording.crops is None:
+        raise ValueError(f"{recording.name} was prepared without crops")
+    return recording.crops
+
+
 def stretches(ticks: NDArray[np.int64], max_gap_frames: int) -> list[Stretch]:
     """Cut a recording where more than `max_gap_frames` ticks have no crop; hold the last row over shorter gaps."""
     if not len(ticks):
