@@ -1,7 +1,8 @@
 """Model bundles: a folder with a manifest, one or two ONNX graphs and a card. No pickle and no code.
 
     manifest.json    what the model is; sizes and hashes of the other files
-    features.onnx    crops uint8 [B, H, W, 3] RGB -> features float32 [B, D]; not there where D is 0
+    features.onnx    crops uint8 [B, H, W, 3] RGB -> features float32 [B, D]; not there where D is 0. The crops are
+                     of the kind that the manifest names: pixels, or the silhouette of the animal
     temporal.onnx    causal: features [B, D + M], state [B, S] -> logits [B, K], state_out [B, S]
                      looks ahead: features [1, T, D + M] -> logits [1, T, K], of a whole stretch at once
     card.md          for people: what it was trained on, how well it does, what it must not be used for
@@ -35,6 +36,9 @@ CARD = "card.md"
 CONTENTS = (FEATURES, TEMPORAL, CARD)  # of a bundle with a feature network
 
 _LOG_COLUMNS = ("frame", "source_frame", "time_ns", "status", "x_px", "y_px")
+
+CropKind = Literal["rgb", "silhouette"]
+"""What the feature network sees of the window around the animal: its pixels, or the animal in white on black."""
 
 Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]
 Seconds = Annotated[float, Field(ge=0.0, le=3600.0)]
@@ -105,6 +109,8 @@ class Manifest(_Record):
     feature_dim: NoOrCount  # D; 0: no feature network
     kinematics: tuple[str, ...] = ()  # [M] channels, of `mbr_live.kinematics`
     kinematics_version: NoOrCount = 0  # of what these names mean; 0 where there are none
+    crop: CropKind = "rgb"  # what the feature network sees
+    extractor: str = ""  # what the feature network is, for people
     window_px: Annotated[int, Field(ge=16)] | None = None  # crop window of the training recordings, where it was given
     causal: bool = True  # False: it looks ahead, for recorded files alone
     state_size: NoOrCount  # of the one-step form; 0 for a model that looks ahead, which has none
@@ -343,6 +349,7 @@ __all__ = [
     "TEMPORAL",
     "Behaviour",
     "Bundle",
+    "CropKind",
     "FileRecord",
     "Manifest",
     "Score",

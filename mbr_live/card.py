@@ -72,6 +72,10 @@ def _sees(manifest: Manifest) -> Iterator[str]:
     if manifest.kinematics:
         crop = f"{manifest.feature_dim} features of the crop and " if manifest.feature_dim else ""
         yield f"- Sees: {crop}{len(manifest.kinematics)} kinematic channels"
+    if manifest.extractor:
+        yield f"- Feature network: {manifest.extractor}"
+    if manifest.crop == "silhouette":
+        yield "- Crop: the silhouette of the animal in white on black"
     if manifest.window_px:
         yield f"- Crop window: {manifest.window_px} px, unless the camera has one of its own"
 

@@ -30,13 +30,13 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         """`folder` names all that the training depends on: what lies there is taken up."""
-        self._folder = folder
+        self.folder = folder
 
     def steps(
         self, stage: str, count: int, parts: Mapping[str, Stateful], generator: np.random.Generator
     ) -> Iterator[int]:
         """The steps of a stage that are still to do, once `parts` and all random numbers are as they were before."""
-        file = self._folder / f"{stage}.pt"
+        file = self.folder / f"{stage}.pt"
         done = _restored(file, parts, generator) if file.is_file() else 0
         for step in range(done, count):
             yield step
@@ -45,7 +45,7 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Forget them: the training is over."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _keep(file: Path, done: int, parts: Mapping[str, Stateful], generator: np.random.Generator) -> None:

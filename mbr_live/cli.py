@@ -32,6 +32,12 @@ Videos = Annotated[list[Path], typer.Argument(help="Video files.")]
 ConfigFile = Annotated[Path, typer.Argument(help="Configuration file (TOML).")]
 DatasetFile = Annotated[Path, typer.Argument(help="Dataset file (TOML).")]
 WindowPx = Annotated[int | None, typer.Option("--window-px", min=16, help="Side of the crop window; else found.")]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights", help="File that the extractor starts from (.pth, .safetensors), for what the dataset says."
+    ),
+]
 Plain = Annotated[bool, typer.Option("--plain", help="Lines of text instead of a dashboard.")]
 Seconds = Annotated[float | None, typer.Option("--seconds", min=0.1, help="Stop after this time.")]
 
@@ -182,13 +188,14 @@ def train(
     dataset: DatasetFile,
     out: Annotated[Path, typer.Option("--out", help="Folder of the bundle.")],
     logs: Annotated[Path | None, typer.Option("--logs", help="Folder for learning curves (TensorBoard).")] = None,
+    weights: Weights = None,
 ) -> None:
     """Train a model bundle (needs the extra `train`)."""
     try:
         from mbr_live.train import train_program
     except ModuleNotFoundError as error:
         raise MbrError(f"train: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
-    train_program(dataset, out, logs)
+    train_program(dataset, out, logs, weights)
 
 
 @app.command()
@@ -216,13 +223,14 @@ def crossvalidate(
     folds: Annotated[
         int | None, typer.Option(min=3, help="Number of folds; else one group of each condition is left out at a time.")
     ] = None,
+    weights: Weights = None,
 ) -> None:
     """Train without some groups, label them, and score all that was left out (needs the extra `train`)."""
     try:
         from mbr_live.crossvalidate import crossvalidate_program
     except ModuleNotFoundError as error:
         raise MbrError(f"crossvalidate: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
-    crossvalidate_program(dataset, out, folds)
+    crossvalidate_program(dataset, out, folds, weights)
 
 
 @app.command()

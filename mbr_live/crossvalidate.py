@@ -31,6 +31,7 @@ from mbr_live.comparison import LabelFolder, Truth
 from mbr_live.dataset import Dataset, Progress, file_name, read_dataset
 from mbr_live.engine import OpenVinoEngine
 from mbr_live.evaluate_program import truth_of, write_report
+from mbr_live.extractors import file_hash
 from mbr_live.metrics import BinaryScores, Evaluation
 from mbr_live.recordings import Clip, LabelledVideo, RecordingSpec
 from mbr_live.sinks import LABELS_SUFFIX, RUN_SUFFIX, read_run, write_atomically
@@ -66,7 +67,7 @@ class _Plan:
     tested: tuple[Truth, ...]
 
 
-def crossvalidate_program(dataset_file: Path, out: Path, count: int | None = None) -> None:
+def crossvalidate_program(dataset_file: Path, out: Path, count: int | None = None, weights: Path | None = None) -> None:
     """Cross-validate with progress bars; print what came of it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Bars(*columns, console=Console(stderr=True)) as bars:
@@ -79,7 +80,7 @@ def crossvalidate_program(dataset_file: Path, out: Path, count: int | None = Non
             if done >= total and stage != _FOLDS:
                 bars.remove_task(tasks.pop(stage))
 
-        evaluation = crossvalidate(dataset_file, out, count, progress=show)
+        evaluation = crossvalidate(dataset_file, out, count, progress=show, weights=weights)
     console = Console(soft_wrap=True, highlight=False)
     for table in _tables(evaluation):
         console.print(table)
@@ -89,14 +90,22 @@ def crossvalidate_program(dataset_file: Path, out: Path, count: int | None = Non
 
 
 def crossvalidate(
-    dataset_file: Path, out: Path, count: int | None = None, *, progress: Progress, cache: Path | None = None
+    dataset_file: Path,
+    out: Path,
+    count: int | None = None,
+    *,
+    progress: Progress,
+    cache: Path | None = None,
+    weights: Path | None = None,
 ) -> Evaluation:
     """Bundles into `out`/folds, labels of what each fold left out into `out`/labels, scores into `out`/report.
 
-    What an earlier run into `out` has finished is not done again, unless the dataset, its files or the code changed.
-    Raises MbrError for a dataset that cannot be cross-validated, before anything is trained.
+    The extractors start from the file `weights`, if it is given. What an earlier run into `out` has finished is not
+    done again, unless the dataset, its files or the code changed. Raises MbrError for a dataset that cannot be
+    cross-validated, before anything is trained.
     """
     dataset = read_dataset(dataset_file)
+    dataset = dataset.with_weights(weights) if weights else dataset
     scored = _truths(dataset, progress, cache)
     source = _hash_of_sources(dataset, dataset_file)
     plans = [_plan(number, fold, scored, source) for number, fold in enumerate(_folds(dataset, scored, count), 1)]
@@ -158,6 +167,7 @@ def _plan(number: int, fold: Fold, scored: Mapping[str, Truth], source: str) -> 
 def _hash_of_sources(dataset: Dataset, dataset_file: Path) -> str:
     """Of all that every fold depends on. Videos are large, so they are known by size and time of change."""
     digest = hashlib.sha256(dataset_file.read_bytes())
+    digest.update(file_hash(dataset.weights_file).encode() if dataset.weights_file else b"")
     for spec in dataset.all_recordings():
         videos, labels = _files_of(spec)
         for video in videos:

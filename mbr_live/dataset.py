@@ -26,7 +26,8 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 from mbr_live import sampler, simulate, sources, splits
 from mbr_live.annotation_formats import read_annotations
 from mbr_live.annotations import Annotations, Finding, ProblemKind, Severity
-from mbr_live.augmentation import Augmentation
+from mbr_live.augmentation import Augmentation, RecordingAugmentation
+from mbr_live.extractor_config import FROM_SCRATCH, IMAGENET, OWN, PictureSettings
 from mbr_live.kinematics import CHANNELS, SETS
 from mbr_live.recordings import (
     NO_RANDOM,
@@ -49,6 +50,7 @@ from mbr_live.recordings import (
 )
 from mbr_live.splits import Fold, Split
 from mbr_live.temporal_config import TcnConfig, TemporalConfig
+from mbr_live.training_config import EarlyStopping, FineTuning
 from mbr_live.types import RATE_FPS, UNKNOWN, MbrError
 
 log = logging.getLogger(__name__)
@@ -69,13 +71,13 @@ class BehaviourSpec(Section):
     bridge_s: float = 0.2
 
 
-class ModelSettings(Section):
+class ModelSettings(PictureSettings):
     """What the networks are, and what they see."""
 
-    extractor: Literal["slim", "none"] = "slim"  # the trunk that sees the crops; none: kinematics alone
     kinematics: str | Annotated[tuple[str, ...], Field(min_length=1)] = "none"  # sets, joined by "+"
     temporal: TemporalConfig = TcnConfig()
     ensemble: Annotated[int, Field(ge=1, le=32)] = 1  # temporal networks whose logits are averaged
+    behaviours: Literal["joint", "separate"] = "joint"  # separate: temporal networks of its own for every behaviour
 
     @field_validator("kinematics")
     @classmethod
@@ -113,7 +115,8 @@ class ModelSettings(Section):
 
 
 class TrainingSettings(Section):
-    """Single frames train the trunk; sequences then train the temporal network on the features of all frames.
+    """Single frames train the extractor, unless it is frozen; sequences then train the temporal network on the features
+    of all frames; and both may learn together in the end.
 
     What has to do with sparse labels, and with few recordings, is off by default.
     """
@@ -122,12 +125,14 @@ class TrainingSettings(Section):
     frames_per_step: Annotated[int, Field(ge=2)] = 64
     frame_steps: Annotated[int, Field(ge=1)] = 1000
     frame_learning_rate: Annotated[float, Field(gt=0.0)] = 3e-3
+    frame_weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     sequence_frames: Annotated[int, Field(ge=4)] = 256
     sequences_per_step: Annotated[int, Field(ge=1)] = 16
     sequence_steps: Annotated[int, Field(ge=1)] = 300
     sequence_learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
     sequence_weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
     unscored_frames: Annotated[int, Field(ge=0)] = 3  # at the start of a sequence: too early to have seen a movement
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: a label weighs frames / (2 x frames of its class)
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # 1 is learnt as 1 - half of this, 0 as half of it
     held_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0  # of a frame that repeats the label of a judged still
     sequence_noise: Annotated[float, Field(ge=0.0)] = 0.0  # standard deviation per sequence of each kinematic channel,
@@ -135,7 +140,10 @@ class TrainingSettings(Section):
     channel_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # share of kinematic values set to their mean
     draw: Literal["even", "by_count"] = "even"  # of recordings; by_count: by the root of their frames of a behaviour
     threshold: Literal["fit", "shrunk"] | Annotated[float, Field(gt=0.0, lt=1.0)] = "fit"  # shrunk: fitted, towards 0.5
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = Augmentation()  # of single frames
+    recording_augmentation: RecordingAugmentation = RecordingAugmentation()
+    early_stopping: EarlyStopping = EarlyStopping()
+    fine_tuning: FineTuning = FineTuning()
 
 
 class SplitSettings(Section):
@@ -211,6 +219,14 @@ class Dataset(Section):
             raise ValueError(f"split_by = {split_by!r} is refused: {NO_RANDOM}")
         return split_by
 
+    @model_validator(mode="after")
+    def _pictures_to_change(self) -> Self:
+        if self.model.extractor == "none" and (
+            self.training.recording_augmentation.copies or self.training.fine_tuning.steps
+        ):
+            raise ValueError("recording_augmentation and fine_tuning are of pictures, and extractor is 'none'")
+        return self
+
     def all_recordings(self) -> tuple[RecordingSpec, ...]:
         """Every recording that the file names, in its order, with its split."""
         return self._specs
@@ -226,6 +242,22 @@ class Dataset(Section):
         folded = self.model_copy()
         folded._specs = with_splits(self._specs, split_of)
         return folded
+
+    def with_weights(self, weights_file: Path) -> Dataset:
+        """The same with an extractor that starts from a file; MbrError where it does not start from any."""
+        if self.model.extractor in OWN:
+            raise MbrError(
+                f"Dataset {self.name}: its extractor is '{self.model.extractor}', which starts from no weights, and "
+                f"{weights_file} was given. Leave --weights out, or name a published extractor under [model]."
+            )
+        model = self.model.model_copy(update={"weights": str(weights_file.resolve())})
+        return self.model_copy(update={"model": model})
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file of weights that the extractor starts from; None where it starts from none, or from the hub."""
+        weights = self.model.initial_weights
+        return None if weights in (FROM_SCRATCH, IMAGENET) else self._folder / weights
 
     def findings(self) -> tuple[Finding, ...]:
         """What a person should know about the file itself."""

@@ -1,4 +1,4 @@
-"""The first stage: the trunk learns to tell the behaviours from single frames, augmented each by itself."""
+"""The first stage: the extractor learns to tell the behaviours from single frames, augmented each by itself."""
 
 from __future__ import annotations
 
@@ -12,32 +12,31 @@ from mbr_live.augmentation import augment
 from mbr_live.checkpoints import Checkpoints
 from mbr_live.curves import Curves
 from mbr_live.dataset import Progress, TrainingSettings
-from mbr_live.learning import Optimiser, loss_of
+from mbr_live.learning import Optimiser, target_of
 from mbr_live.lessons import Lesson, draw
-from mbr_live.models import Trunk
+from mbr_live.models import Extractor
 from mbr_live.preparation import crops_of
-
-_WEIGHT_DECAY = 0.01
 
 
 def train_on_frames(
-    trunk: Trunk,
+    extractor: Extractor,
     lessons: Sequence[Lesson],
     settings: TrainingSettings,
     checkpoints: Checkpoints,
     curves: Curves,
     progress: Progress,
 ) -> None:
-    """The trunk, through a linear map to the behaviours that is thrown away afterwards."""
+    """The extractor, through a linear map to the behaviours that is thrown away afterwards."""
     rng = np.random.default_rng((settings.seed, 1))
-    behaviours = nn.Linear(trunk.feature_dim, lessons[0].recording.truth.shape[1])
+    target = target_of(settings, lessons)
+    behaviours = nn.Linear(extractor.feature_dim, len(target.of))
     steps = settings.frame_steps
-    optimiser = Optimiser([trunk, behaviours], settings.frame_learning_rate, steps, _WEIGHT_DECAY)
+    optimiser = Optimiser([extractor, behaviours], settings.frame_learning_rate, steps, settings.frame_weight_decay)
     for step in checkpoints.steps("frames", steps, optimiser.parts, rng):
-        drawn = draw(lessons, settings.frames_per_step, 1, rng)
+        drawn = draw(lessons, settings.frames_per_step, 1, rng, target.of)
         crops = np.concatenate([crops_of(each.lesson.recording)[each.rows] for each in drawn])
-        features = trunk(torch.from_numpy(augment(crops, settings.augmentation, rng)))
-        loss = loss_of(behaviours(features)[:, None], drawn, settings, unscored=0)
+        features = extractor(torch.from_numpy(augment(crops, settings.augmentation, rng)))
+        loss = target.loss(behaviours(features)[:, None], drawn, unscored=0)
         optimiser.step(loss)
-        curves.learnt("frames", step + 1, loss, trunk)
+        curves.learnt("frames", step + 1, loss, extractor)
         progress("frames", step + 1, steps)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mbr_live.annotations import Marks
+from mbr_live.augmentation import Change, RecordingAugmentation, drawn_change
 from mbr_live.preparation import Recording, stretches
 from mbr_live.types import UNKNOWN
 
@@ -18,6 +20,8 @@ class Lesson:
     """A recording laid out for training: P positions, which are the ticks of its stretches one after the other."""
 
     recording: Recording
+    name: str  # of the recording, or of a changed copy of it
+    change: Change | None  # of its pictures; None: as they are
     rows: NDArray[np.int64]  # [P] row of the recording that serves the position
     known: NDArray[np.bool_]  # [P] False where the row is held over a gap
     starts: NDArray[np.int64]  # [P] first position of its stretch
@@ -52,6 +56,8 @@ def lesson_of(recording: Recording, max_gap_frames: int) -> Lesson:
     stops = np.cumsum(lengths)
     return Lesson(
         recording,
+        recording.name,
+        None,
         np.concatenate([part.rows for part in parts]),
         np.concatenate([part.known for part in parts]),
         np.repeat(stops - lengths, lengths),
@@ -59,28 +65,43 @@ def lesson_of(recording: Recording, max_gap_frames: int) -> Lesson:
     )
 
 
+def copies_of(lessons: Sequence[Lesson], settings: RecordingAugmentation, seed: int) -> list[Lesson]:
+    """Changed copies of lessons, each with one draw that depends on the seed, its name and its number alone."""
+    return [
+        replace(lesson, name=f"{lesson.name}+{copy}", change=drawn_change(settings, _rng_of(lesson.name, copy, seed)))
+        for lesson in lessons
+        for copy in range(1, settings.copies + 1)
+    ]
+
+
+def _rng_of(name: str, copy: int, seed: int) -> np.random.Generator:
+    of_name = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    return np.random.default_rng((seed, 3, copy, of_name))
+
+
 def draw(
     lessons: Sequence[Lesson],
     count: int,
     frames: int,
     rng: np.random.Generator,
+    of: Sequence[int],
     chances: NDArray[np.float64] | None = None,
 ) -> list[Passage]:
     """Passages at random; every other one holds a frame of a behaviour, since most frames are of none.
 
-    For these, `chances` [lessons, K] are those of a lesson to be drawn, by behaviour; without, all are alike.
+    `of` are the behaviours that count, of the K of the lessons; every lesson has labels of one of them. For passages
+    that hold a behaviour, `chances` [lessons, K] are those of a lesson to be drawn; without, all are alike.
     """
     drawn = []
-    behaviours = lessons[0].recording.truth.shape[1]
     for number in range(count):
-        wanted = int(rng.integers(behaviours)) if chances is not None and number % 2 else None
+        wanted = of[int(rng.integers(len(of)))] if chances is not None and number % 2 else None
         if chances is None or wanted is None:
             lesson = lessons[int(rng.integers(len(lessons)))]
         else:
             lesson = lessons[int(rng.choice(len(lessons), p=chances[:, wanted]))]
-        candidates = np.flatnonzero(np.any(lesson.truth != UNKNOWN, axis=1))
+        candidates = np.flatnonzero(np.any(lesson.truth[:, of] != UNKNOWN, axis=1))
         if number % 2:
-            wanted = int(rng.integers(behaviours)) if wanted is None else wanted
+            wanted = of[int(rng.integers(len(of)))] if wanted is None else wanted
             shown = np.flatnonzero(lesson.truth[:, wanted] == 1)
             candidates = shown if len(shown) else candidates
         position = int(rng.choice(candidates))
@@ -90,6 +111,22 @@ def draw(
         rows = np.pad(lesson.rows[start:stop], (0, lack), mode="edge")
         drawn.append(Passage(lesson, rows, np.pad(lesson.known[start:stop], (0, lack))))
     return drawn
+
+
+def with_labels(lessons: Sequence[Lesson], of: Sequence[int]) -> list[Lesson]:
+    """Those with a label of one of the behaviours `of`."""
+    return [lesson for lesson in lessons if np.any(lesson.truth[:, of] != UNKNOWN)]
+
+
+def class_weights(lessons: Sequence[Lesson]) -> NDArray[np.float32]:
+    """[K, 2] what a label 0 and a label 1 of each behaviour weighs: labels / (2 x labels of its class).
+
+    So both classes weigh the same together. A class that does not occur weighs 1.
+    """
+    truth = np.concatenate([lesson.truth[lesson.known] for lesson in lessons])
+    counts = np.stack([(truth == label).sum(axis=0) for label in (0, 1)], axis=1)
+    weights = counts.sum(axis=1, keepdims=True) / (2.0 * np.maximum(counts, 1))
+    return np.where(counts > 0, weights, 1.0).astype(np.float32)
 
 
 def chances_by_count(lessons: Sequence[Lesson]) -> NDArray[np.float64]:

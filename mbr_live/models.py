@@ -26,8 +26,15 @@ OPSET = 17
 
 _EXAMPLE_FRAMES = 8  # of the sequence that an export is traced with; its length does not enter the graph
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Extractor(nn.Module):
+    """Crops uint8 [B, H, W, 3] RGB -> features float32 [B, D]."""
+
+    feature_dim: int
+    """D, numbers per crop."""
 
 
 class TrunkConfig(BaseModel):
@@ -39,7 +46,7 @@ class TrunkConfig(BaseModel):
     blocks: Annotated[int, Field(ge=1)] = 1
 
 
-class Trunk(nn.Module):
+class Trunk(Extractor):
     """A slim ResNet (He et al. 2016, basic blocks): crops uint8 [B, H, W, 3] RGB -> features float32 [B, D].
 
     The stem goes to a quarter of the resolution at once, which makes it three times as fast as the usual stem. The
@@ -53,8 +60,8 @@ class Trunk(nn.Module):
         super().__init__()
         stem, *stages = config.widths
         self.feature_dim = 2 * stages[-1]
-        self.register_buffer("mean", 255.0 * torch.tensor(_IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", 255.0 * torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1))
+        self.register_buffer("mean", 255.0 * torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", 255.0 * torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
         layers: list[nn.Module] = [_convolution(3, stem, stride=4, size=7), nn.ReLU()]
         channels = stem
         for width in stages:
@@ -100,7 +107,7 @@ class _Step(nn.Module):
         return self.temporal.step(features, state)
 
 
-def export_onnx(trunk: Trunk | None, temporal: TemporalModel, folder: Path, *, kinematics: int = 0) -> None:
+def export_onnx(trunk: Extractor | None, temporal: TemporalModel, folder: Path, *, kinematics: int = 0) -> None:
     """Write features.onnx, if there is a trunk, and temporal.onnx to `folder`: the latter one step of a live model, or
     whole sequences of one that looks ahead. The batch dimension is free, or the length of the sequence.
 

@@ -25,7 +25,7 @@ from mbr_live.bundle import Manifest
 from mbr_live.decide import Rule, RuleState, decide, fresh_rule_states
 from mbr_live.engine import Engine
 from mbr_live.kinematics import Channels, KinematicState, columns, kinematics
-from mbr_live.silhouette import silhouette
+from mbr_live.silhouette import as_crop, silhouette
 from mbr_live.types import NOT_FOUND, TICK_NS, UNKNOWN, Decision, Frame, Image, Sighting, Status
 
 
@@ -75,6 +75,7 @@ class Pipeline:
         """
         self.manifest = manifest
         self._channels = columns(manifest.kinematics, manifest.kinematics_version)
+        self._cuts = bool(manifest.kinematics) or manifest.crop == "silhouette"  # the animal out of the frame
         self._engine = engine
         self._window_px = dict(window_px or {})
         self._rules = tuple(
@@ -182,10 +183,14 @@ class Pipeline:
         if window_px is None:
             return Seen(sighting, Status.WARMUP, located, looked, state.kinematics)
         crop, channels, moved = None, None, state.kinematics
+        cut = silhouette(frame.pixels, sighting, located, window_px) if self._cuts else None
         if self.manifest.feature_dim:
-            crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)
-        if self.manifest.kinematics:
-            every, moved = kinematics(silhouette(frame.pixels, sighting, located, window_px), moved)
+            if cut and self.manifest.crop == "silhouette":
+                crop = as_crop(cut)
+            else:
+                crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)
+        if cut and self.manifest.kinematics:
+            every, moved = kinematics(cut, moved)
             channels = every[self._channels]
         return Seen(sighting, Status.OK, located, looked, moved, crop, channels)
 

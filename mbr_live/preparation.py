@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from mbr_live import locate, sources
 from mbr_live.annotations import Annotations, Marks
 from mbr_live.blindness import BlindState, is_blind
+from mbr_live.bundle import CropKind
 from mbr_live.dataset import (
     RENDERED_BY,
     Dataset,
@@ -37,14 +38,15 @@ from mbr_live.dataset import (
 )
 from mbr_live.kinematics import CHANNELS, KinematicState, kinematics
 from mbr_live.recordings import Clip, RecordingSpec, SimulatedRecording
-from mbr_live.silhouette import silhouette
-from mbr_live.types import CROP_PX, UNKNOWN, Image, MbrError
+from mbr_live.silhouette import Silhouette, as_crop, silhouette
+from mbr_live.types import CROP_PX, UNKNOWN, Image, MbrError, Sighting
 
 log = logging.getLogger(__name__)
 
 # The modules that crops and channels depend on; a change of one of them makes these anew.
 CROPPED_BY = ("background.py", "blindness.py", "locate.py", "sampler.py", "sources.py")
-MEASURED_BY = (*CROPPED_BY, "silhouette.py", "arena.py", "kinematics.py")
+CUT_BY = (*CROPPED_BY, "silhouette.py")
+MEASURED_BY = (*CUT_BY, "arena.py", "kinematics.py")
 
 _MAPPED_FROM_BYTES = 8 << 20
 
@@ -58,6 +60,7 @@ class Recording:
     split: str
     ticks: NDArray[np.int64]  # [N] of the 10 fps grid
     crops: NDArray[np.uint8] | None  # [N, H, W, 3], mapped from a file where they are many; None: not needed
+    crops_file: Path | None  # where they lie; its name tells the video, the window and how they were made
     channels: NDArray[np.float32] | None  # [N, M] kinematics; None: not needed
     truth: Marks  # [N, K]
     judged: NDArray[np.bool_]  # [N] the mark is somebody's judgement of this frame, not held from an earlier one
@@ -68,12 +71,17 @@ class _Files:
     """What is cached of a recording; crops and channels where they are needed."""
 
     rows: Path  # ticks and source frames, int64 [N, 2]
+    crop: CropKind
     crops: Path | None
     channels: Path | None  # float32 [N, len(CHANNELS)]
 
     def missing(self) -> tuple[Path, ...]:
         wanted = (self.rows, self.crops, self.channels)
         return tuple(path for path in wanted if path and not path.is_file())
+
+    def to_cut(self) -> bool:
+        """Whether something is missing that the animal has to be cut out for."""
+        return self.channels in self.missing() or (self.crop == "silhouette" and self.crops in self.missing())
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +165,7 @@ def _prepare_one(spec: RecordingSpec, window_px: int | None, max_gap_frames: int
             f"{spec.name}: the animal was not found for long enough to crop it. Give a longer recording, or "
             "window_px = the side of the crop window."
         )
-    _save(files.rows, rows)
+    save_array(files.rows, rows)
 
 
 def _files(spec: RecordingSpec, dataset: Dataset, cache: Path) -> _Files:
@@ -169,10 +177,15 @@ def _files(spec: RecordingSpec, dataset: Dataset, cache: Path) -> _Files:
     window = f" window {dataset.window_px}" if dataset.window_px else ""
     key = key_of(pictures + window, (*RENDERED_BY, *CROPPED_BY))
     measured = key_of(f"{pictures}{window} gap {dataset.max_gap_frames}", (*RENDERED_BY, *MEASURED_BY))
-    name = file_name(spec.name)
+    name, crop = file_name(spec.name), dataset.model.crop
+    crops = cache / f"{name}.{key}.crops.npy"
+    if crop == "silhouette":
+        cut = key_of(f"{pictures}{window}", (*RENDERED_BY, *CUT_BY))
+        crops = cache / f"{name}.{cut}.silhouettes.npy"
     return _Files(
         cache / f"{name}.{key}.rows.npy",
-        cache / f"{name}.{key}.crops.npy" if dataset.model.extractor != "none" else None,
+        crop,
+        crops if dataset.model.extractor != "none" else None,
         cache / f"{name}.{measured}.channels.npy" if dataset.model.channels else None,
     )
 
@@ -198,7 +211,7 @@ def _write_frames(
     state, seen, moved = locate.initial_state(), BlindState(), KinematicState()
     rows: list[tuple[int, int]] = []
     channels: list[NDArray[np.float32]] = []
-    missing = files.missing()
+    missing, to_cut = files.missing(), files.to_cut()
     with ExitStack() as stack:
         write = stack.enter_context(_crop_file(files.crops)) if files.crops and files.crops in missing else None
         for frame in sources.sampled(source, source.name):
@@ -209,17 +222,22 @@ def _write_frames(
             side = window_px or locate.window_px(state)
             if not sighting.found or side is None:
                 continue
+            cut = silhouette(frame.pixels, sighting, state, side) if to_cut else None
             if write:
-                write(locate.crop(frame.pixels, sighting.x_px, sighting.y_px, side))
-            if files.channels in missing:
+                write(_crop(frame.pixels, sighting, side, cut if files.crop == "silhouette" else None))
+            if cut and files.channels in missing:
                 if rows and frame.index - rows[-1][0] - 1 > max_gap_frames:
                     moved = moved.after_reset()  # as the pipeline resets a lane
-                measured, moved = kinematics(silhouette(frame.pixels, sighting, state, side), moved)
+                measured, moved = kinematics(cut, moved)
                 channels.append(measured)
             rows.append((frame.index, frame.source_frame))
     if files.channels in missing and files.channels:
-        _save(files.channels, np.array(channels, np.float32).reshape(-1, len(CHANNELS)))
+        save_array(files.channels, np.array(channels, np.float32).reshape(-1, len(CHANNELS)))
     return np.array(rows, np.int64).reshape(-1, 2)
+
+
+def _crop(pixels: Image, sighting: Sighting, window_px: int, cut: Silhouette | None) -> Image:
+    return as_crop(cut) if cut else locate.crop(pixels, sighting.x_px, sighting.y_px, window_px)
 
 
 @contextmanager
@@ -268,13 +286,15 @@ def _load(spec: RecordingSpec, annotations: Annotations, files: _Files, model: M
         split=spec.split or "train",
         ticks=ticks,
         crops=crops,
+        crops_file=files.crops,
         channels=channels,
         truth=annotations.at(source_frames),
         judged=judged,
     )
 
 
-def _save(path: Path, array: NDArray[np.generic]) -> None:
+def save_array(path: Path, array: NDArray[np.generic]) -> None:
+    """Write a .npy file that is there only when all of it is."""
     partial = path.with_suffix(".part")
     with partial.open("wb") as file:
         np.save(file, array, allow_pickle=False)

@@ -17,7 +17,7 @@ import numpy as np
 
 from mbr_live.background import Grey, search_stride
 from mbr_live.locate import LocateState
-from mbr_live.types import Image, Sighting
+from mbr_live.types import CROP_PX, Image, Sighting
 
 SIDE = 80
 """Cells of a silhouette along each side, across the crop window."""
@@ -60,6 +60,13 @@ def silhouette(pixels: Image, sighting: Sighting, located: LocateState, window_p
     surroundings = _surroundings(pixels, x_px, y_px, window_px)
     grey = view(surroundings, x_px, y_px, window_px)
     return Silhouette(x_px, y_px, window_px, grey, _body(grey, x_px, y_px, window_px, located), surroundings)
+
+
+def as_crop(cut: Silhouette) -> Image:
+    """The body in white on black, uint8 [CROP_PX, CROP_PX, 3], of the square that `locate.crop` would cut."""
+    smooth = cv2.resize(cut.body * np.uint8(255), (CROP_PX, CROP_PX), interpolation=cv2.INTER_LINEAR)
+    _, mask = cv2.threshold(smooth, 127, 255, cv2.THRESH_BINARY)
+    return np.repeat(np.asarray(mask, dtype=np.uint8)[:, :, None], 3, axis=2)
 
 
 def view(surroundings: Surroundings, x_px: float, y_px: float, window_px: int) -> Grey:

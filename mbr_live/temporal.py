@@ -107,6 +107,28 @@ class Ensemble(TemporalModel):
         return logits
 
 
+class Separate(TemporalModel):
+    """Models of one behaviour each, on the same input. The packed state is theirs, one after the other."""
+
+    models: Sequence[TemporalModel]
+
+    def __init__(self, models: Sequence[TemporalModel]) -> None:
+        super().__init__()
+        self.models = cast(Sequence[TemporalModel], nn.ModuleList(models))
+        self.sizes = [model.state_size for model in models]
+        self.state_size = sum(self.sizes)
+        reaches = [model.receptive_field_frames for model in models]
+        self.receptive_field_frames = max(reaches) if all(reaches) else 0
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.cat([model(features) for model in self.models], dim=-1)
+
+    def step(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        memories = torch.split(state, self.sizes, dim=1)
+        stepped = [model.step(features, memory) for model, memory in zip(self.models, memories, strict=True)]
+        return torch.cat([logits for logits, _ in stepped], dim=-1), torch.cat([kept for _, kept in stepped], dim=1)
+
+
 class Tcn(TemporalModel):
     """Causal temporal convolutional network (Bai, Kolter & Koltun 2018).
 

@@ -1,20 +1,64 @@
-"""What trained networks say of a recording, computed as the pipeline would and of the frames that it would label."""
+"""What trained networks say of recordings, computed as the pipeline would and of the frames that it would label."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mbr_live import fitting
 from mbr_live.engine import windows
 from mbr_live.fitting import Validated
 from mbr_live.lessons import Lesson
 from mbr_live.temporal import TemporalModel
-from mbr_live.types import UNKNOWN
+from mbr_live.types import UNKNOWN, MbrError
 
 
-def validate(temporal: TemporalModel, lesson: Lesson, inputs: Tensor, warmup_frames: int) -> list[Validated]:
-    """Probabilities of the frames that the pipeline would label, stretch by stretch."""
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Recordings that are kept aside to judge networks by."""
+
+    lessons: Sequence[Lesson]
+    inputs: Mapping[str, Tensor]  # by name of the lesson, [N, D + M]
+    warmup_frames: int
+
+    def validated(self, temporal: TemporalModel) -> list[Validated]:
+        """Of a network of all behaviours, stretch by stretch; it is in evaluation mode afterwards."""
+        return [
+            stretch
+            for lesson in self.lessons
+            for stretch in validate(temporal, lesson, self.inputs[lesson.name], self.warmup_frames)
+        ]
+
+    def pr_auc(self, network: TemporalModel, of: Sequence[int]) -> float:
+        """Mean PR-AUC of the behaviours `of`, which the network has logits for; without those that do not occur.
+
+        Raises MbrError where none of them occurs.
+        """
+        stretches = [
+            stretch
+            for lesson in self.lessons
+            for stretch in validate(network, lesson, self.inputs[lesson.name], self.warmup_frames, of)
+        ]
+        found = [fitting.pr_auc(k, stretches) for k in range(len(of))]
+        known = [value for value in found if value is not None]
+        if not known:
+            raise MbrError(
+                "The validation recordings show no behaviour that a network could be judged by, which early_stopping "
+                "and fine_tuning need. Validate on recordings that show it, or leave these two out."
+            )
+        return float(np.mean(known))
+
+
+def validate(
+    temporal: TemporalModel, lesson: Lesson, inputs: Tensor, warmup_frames: int, of: Sequence[int] | None = None
+) -> list[Validated]:
+    """Probabilities of the frames that the pipeline would label, stretch by stretch; `of` are the behaviours that the
+    network has logits for (default: all).
+    """
     temporal.eval()
     validated = []
     for start, stop in sorted(set(zip(lesson.starts.tolist(), lesson.stops.tolist(), strict=True))):
@@ -30,5 +74,6 @@ def validate(temporal: TemporalModel, lesson: Lesson, inputs: Tensor, warmup_fra
         probabilities = probabilities.astype(np.float64).round(6)
         labelled = known & (np.cumsum(known) > warmup_frames)
         truth = np.where(lesson.recording.judged[rows, None], lesson.recording.truth[rows], UNKNOWN).astype(np.int8)
+        truth = truth if of is None else truth[:, of]
         validated.append(Validated(lesson.recording.subject, probabilities[labelled], truth[labelled]))
     return validated

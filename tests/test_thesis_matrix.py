@@ -41,14 +41,16 @@ def options(**changes: object) -> Namespace:
         "test_recordings": 2,
         "behaviours": ["grooming", "rearing_mid", "rearing_wall"],
         "set": [],
+        "weights": None,
     }
     return Namespace(**given | changes)
 
 
 def test_every_cell_is_a_dataset_that_can_be_read(matrix: ModuleType, tmp_path: Path) -> None:
-    cells = matrix.cells_of(["slim", "none"], ["none", "all+arena"], ["yes", "no"], list(matrix.TEMPORAL))
-    # Two augmentations of pictures with and without kinematics; kinematics alone once, and nothing at all never.
-    assert len(cells) == len({cell.name for cell in cells}) == len(matrix.TEMPORAL) * (4 + 1)
+    axes = (["slim", "resnet18", "none"], list(matrix.INPUTS), ["none", "all+arena"], ["yes", "no"])
+    cells = matrix.cells_of(*axes, list(matrix.TEMPORAL))
+    # Two networks see three inputs with and without kinematics and augmentation; kinematics alone are one model.
+    assert len(cells) == len({cell.name for cell in cells}) == len(matrix.TEMPORAL) * (2 * 3 * 2 * 2 + 1)
     settings = ["training.frame_steps=7", "max_gap_s=0.3", "training.threshold='shrunk'"]
     for cell in cells:
         file = tmp_path / "dataset.toml"
@@ -60,6 +62,11 @@ def test_every_cell_is_a_dataset_that_can_be_read(matrix: ModuleType, tmp_path: 
         assert dataset.model.channels == ((*ALL, *ARENA) if cell.kinematics != "none" else ())
         assert dataset.model.temporal.kind == matrix.TEMPORAL[cell.temporal]["kind"]
         assert (dataset.training.augmentation.brightness > 0) == (cell.augment == "yes")
+        assert dataset.training.recording_augmentation.copies == int(
+            (cell.extractor, cell.augment) == ("resnet18", "yes")
+        )
+        assert (dataset.model.crop == "silhouette") == (cell.inputs == "binary")
+        assert (dataset.model.features == "maximum") == (cell.inputs == "maximum")
     splits = Counter((spec.condition, spec.split) for spec in dataset.all_recordings())
     assert splits == {
         ("box", "train"): 14, ("box", "validation"): 3, ("box", "test"): 2,
@@ -73,12 +80,12 @@ def test_tables_are_in_the_form_of_the_theses(matrix: ModuleType) -> None:
         return {"frames": 100, "prevalence": 0.1, **dict.fromkeys(matrix.FIGURES, value)}
 
     of_behaviour = {"box": figures(0.5), "dark": figures(None), "all": figures(0.75)}
-    cell = {"extractor": "slim", "kinematics": "none", "augment": "no", "temporal": "tcn"}
+    cell = {"extractor": "slim", "inputs": "rgb", "kinematics": "none", "augment": "no", "temporal": "tcn"}
     result = matrix.Result(
         key="k", cell=cell, seconds=1.0, figures={"grooming": of_behaviour, "rearing_mid": of_behaviour}
     )
     lines = matrix.report([result], ["grooming", "rearing_mid"], ["box", "dark"]).splitlines()
-    ours = "| tcn, slim, none, not augmented |" + " 0.500 / - |" * 5 + " 0.750 |"
+    ours = "| tcn, slim, rgb, none, not augmented |" + " 0.500 / - |" * 5 + " 0.750 |"
     assert lines.count(ours) == 2
     thesis = [line for line in lines if "thesis 2024" in line]
     assert thesis == ["| *thesis 2024, tcn* | 0.941 / 0.962 | 0.832 / 0.671 | 0.937 / 0.582 | 0.910 / 0.683 | - | - |"]
@@ -104,7 +111,7 @@ def run(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str
 def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     first = run("--temporal", "tcn", folder=tmp_path)
     assert first.returncode == 0, first.stderr
-    model = tmp_path / "out" / "models" / "none-arena-augment_no-tcn"
+    model = tmp_path / "out" / "models" / "none-rgb-arena-augment_no-tcn"
     made = (model / "bundle" / "manifest.json").stat().st_mtime_ns
     (result,) = json.loads((tmp_path / "out" / "matrix.json").read_text(encoding="utf-8"))
     truth = json.loads((model / "report" / "metrics.json").read_text(encoding="utf-8"))["models"][0]["pooled"]

@@ -2,7 +2,7 @@
 
     python tools/thesis_matrix.py --out matrix --temporal tcn lstm
 
-Trains one model for every combination of extractor, kinematics, augmentation and temporal network that is asked for,
+Trains one model for every combination of extractor, input, kinematics, augmentation and temporal network asked for,
 labels recordings of unseen seeds with it, and scores them by condition and behaviour. The recordings are as unevenly
 spread as the theses' were: 17 of a box that fills the frame, 5 at 29.97 fps of a small arena in a cluttered room, 2 of
 a dark box; grooming in about a tenth of the frames and rearing in a fifth. About a fifth of each condition validates.
@@ -18,7 +18,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any, get_args
@@ -33,7 +33,8 @@ from mbr_live.comparison import LabelFolder
 from mbr_live.dataset import ModelSettings, cache_folder, key_of, read_dataset
 from mbr_live.engine import OpenVinoEngine
 from mbr_live.evaluate_program import truths, write_report
-from mbr_live.metrics import Evaluation
+from mbr_live.extractor_config import OWN
+from mbr_live.metrics import BinaryScores, Evaluation
 from mbr_live.sinks import write_atomically
 from mbr_live.train import train
 
@@ -50,6 +51,13 @@ TEMPORAL: dict[str, dict[str, Any]] = {
     "transformer_both": {"kind": "transformer", "offline": True},
 }
 """Temporal networks; bilstm and transformer_both look ahead, as those of the theses did."""
+
+INPUTS: dict[str, dict[str, Any]] = {
+    "rgb": {},
+    "maximum": {"features": "maximum"},
+    "binary": {"crop": "silhouette"},
+}
+"""What the extractor sees, and what becomes of its features: those that the theses compared."""
 
 FIGURES = ("accuracy", "precision", "recall", "pr_auc", "f1")
 
@@ -80,6 +88,7 @@ class Cell:
     """One model of the matrix."""
 
     extractor: str
+    inputs: str
     kinematics: str
     augment: str  # "yes" or "no"
     temporal: str
@@ -87,7 +96,8 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its folder and its bundle."""
-        return "-".join((self.extractor, self.kinematics.replace("+", "_"), f"augment_{self.augment}", self.temporal))
+        kinematics = self.kinematics.replace("+", "_")
+        return "-".join((self.extractor, self.inputs, kinematics, f"augment_{self.augment}", self.temporal))
 
 
 class Figures(BaseModel):
@@ -117,7 +127,8 @@ class Result(BaseModel):
 
 def main() -> None:
     options = _options()
-    results = _run(cells_of(options.extractors, options.kinematics, options.augment, options.temporal), options)
+    axes = (options.extractors, options.inputs, options.kinematics, options.augment, options.temporal)
+    results = _run(cells_of(*axes), options)
     text = report(results, options.behaviours, options.conditions)
     write_atomically(options.out / "matrix.md", text)
     write_atomically(options.out / "matrix.json", json.dumps([each.model_dump() for each in results], indent=1) + "\n")
@@ -125,14 +136,19 @@ def main() -> None:
 
 
 def cells_of(
-    extractors: Sequence[str], kinematics: Sequence[str], augment: Sequence[str], temporal: Sequence[str]
+    extractors: Sequence[str],
+    inputs: Sequence[str],
+    kinematics: Sequence[str],
+    augment: Sequence[str],
+    temporal: Sequence[str],
 ) -> list[Cell]:
-    """All combinations that see something; only crops are augmented."""
+    """All combinations that see something; without an extractor there is nothing to vary or to augment."""
     cells: dict[Cell, None] = {}
-    for extractor, channels, augmented, network in product(extractors, kinematics, augment, temporal):
-        if extractor == channels == "none":
-            continue
-        cells[Cell(extractor, channels, "no" if extractor == "none" else augmented, network)] = None
+    for extractor, seen, channels, augmented, network in product(extractors, inputs, kinematics, augment, temporal):
+        if extractor != "none":
+            cells[Cell(extractor, seen, channels, augmented, network)] = None
+        elif channels != "none":
+            cells[Cell(extractor, "rgb", channels, "no", network)] = None
     return list(cells)
 
 
@@ -140,6 +156,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     extractors = get_args(ModelSettings.model_fields["extractor"].annotation)
     parser.add_argument("--extractors", nargs="+", choices=extractors, default=["slim"])
+    parser.add_argument("--inputs", nargs="+", choices=tuple(INPUTS), default=["rgb"])
+    parser.add_argument("--weights", help="of published extractors: a file instead of those of the hub, or none")
     parser.add_argument("--kinematics", nargs="+", default=["none"], help="none, or sets of channels such as all+arena")
     parser.add_argument("--augment", nargs="+", choices=("yes", "no"), default=["yes"])
     parser.add_argument("--temporal", nargs="+", choices=tuple(TEMPORAL), default=list(TEMPORAL))
@@ -187,7 +205,7 @@ def _result(cell: Cell, options: argparse.Namespace, bars: Progress) -> Result:
     evaluation = _evaluated(cell, folder, options.cache, bars)
     result = Result(
         key=key,
-        cell={name: str(getattr(cell, name)) for name in ("extractor", "kinematics", "augment", "temporal")},
+        cell={field.name: str(getattr(cell, field.name)) for field in fields(cell)},
         seconds=round(time.monotonic() - started_s, 1),
         figures=_figures(evaluation, options.conditions),
     )
@@ -227,37 +245,34 @@ def _evaluated(cell: Cell, folder: Path, cache: Path, bars: Progress) -> Evaluat
 
 
 def _figures(evaluation: Evaluation, conditions: Sequence[str]) -> dict[str, dict[str, Figures]]:
+    """By behaviour and condition; "all": all conditions together."""
     (model,) = evaluation.models
-    of_condition = model.sets.get("condition") or {conditions[0]: model.pooled}
-    found: dict[str, dict[str, Figures]] = {}
-    for behaviour in evaluation.behaviours:
-        frames = {name: of_condition[name].behaviours[behaviour].frames for name in conditions}
-        found[behaviour] = {
-            name: Figures(
-                frames=each.scored, prevalence=each.prevalence, **{figure: getattr(each, figure) for figure in FIGURES}
-            )
-            for name, each in frames.items()
-        }
-        all_frames = model.pooled.behaviours[behaviour].frames
-        found[behaviour]["all"] = Figures(
-            frames=all_frames.scored,
-            prevalence=all_frames.prevalence,
-            **{figure: getattr(all_frames, figure) for figure in FIGURES},
-        )
-    return found
+    sets = {**(model.sets.get("condition") or {conditions[0]: model.pooled}), "all": model.pooled}
+    return {
+        behaviour: {name: _of(scores.behaviours[behaviour].frames) for name, scores in sets.items()}
+        for behaviour in evaluation.behaviours
+    }
+
+
+def _of(scores: BinaryScores) -> Figures:
+    figures = {figure: getattr(scores, figure) for figure in ("prevalence", *FIGURES)}
+    return Figures(frames=scores.scored, **figures)
 
 
 def dataset_file(cell: Cell, options: argparse.Namespace) -> str:
     """The dataset file of a model, TOML."""
-    tables: dict[str, dict[str, Any]] = {
-        "model": {"extractor": cell.extractor, "kinematics": cell.kinematics, "temporal": TEMPORAL[cell.temporal]},
-        "training": {},
-    }
+    model = {"extractor": cell.extractor, **INPUTS[cell.inputs], "kinematics": cell.kinematics}
+    if options.weights and cell.extractor not in OWN:
+        model["weights"] = options.weights
+    tables: dict[str, dict[str, Any]] = {"model": {**model, "temporal": TEMPORAL[cell.temporal]}, "training": {}}
     if cell.augment == "no":
-        # Of every change the least. Mirroring, which no label depends on, stays.
+        # Of every change of single frames the least. Mirroring, which no label depends on, stays.
         tables["training"]["augmentation"] = {
             name: 0.0 for name, field in Augmentation.model_fields.items() if field.annotation is float
         }
+    elif ModelSettings.model_validate(model).is_frozen:
+        # It learns from no single frames. As in the theses: a copy of each recording, with one change for all of it.
+        tables["training"]["recording_augmentation"] = {"copies": 1}
     top: dict[str, str] = {}
     for setting in options.set:
         place, _, value = setting.partition("=")
@@ -336,7 +351,7 @@ def _row(result: Result, behaviour: str, conditions: Sequence[str]) -> str:
     of_condition = result.figures[behaviour]
     cells = (" / ".join(_shown(getattr(of_condition[name], figure)) for name in conditions) for figure in FIGURES)
     name = ", ".join(
-        (result.cell["temporal"], result.cell["extractor"], result.cell["kinematics"])
+        tuple(result.cell[axis] for axis in ("temporal", "extractor", "inputs", "kinematics"))
         + (("not augmented",) if result.cell["augment"] == "no" and result.cell["extractor"] != "none" else ())
     )
     return f"| {name} | {' | '.join(cells)} | {_shown(of_condition['all'].f1)} |"
