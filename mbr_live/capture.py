@@ -12,20 +12,18 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from fractions import Fraction
 from io import FileIO
 from pathlib import Path
 
-import av
-from av.video.stream import VideoStream
-
 from mbr_live.cameras import open_camera
 from mbr_live.config import Camera, Config, Loss, VideoSource
-from mbr_live.processes import stop_signal
+from mbr_live.keys import load_keys
+from mbr_live.processes import notify, stop_signal
+from mbr_live.recorder import Recorder
 from mbr_live.sampler import SamplerState, sample
 from mbr_live.sinks import append, cut_torn_row
 from mbr_live.sources import JOURNAL_HEADER, JOURNAL_SUFFIX, journal_ends
-from mbr_live.types import RATE_FPS, Frame, Image, SourceFrame
+from mbr_live.types import Frame, SourceFrame
 from mbr_live.wire import CaptureCounts, FrameSender
 
 HEARTBEAT_S = 1.0
@@ -34,14 +32,16 @@ _log = logging.getLogger(__name__)
 
 def capture(config: Config, camera: Camera) -> None:
     """Run until the camera ends or the process is told to stop (SIGTERM, SIGINT); then say so to inference."""
+    keys = load_keys(config.wire.keys)
     config.out.mkdir(parents=True, exist_ok=True)
     with (
         closing(Journal(config.out / f"{camera.name}{JOURNAL_SUFFIX}")) as journal,
-        closing(FrameSender(config.wire.frames, camera.name, secrets.token_hex(8))) as sender,
-        closing(Recorder(config.out, camera.name, camera.record)) as recorder,
+        closing(FrameSender(config.wire.frames, camera.name, secrets.token_hex(8), keys)) as sender,
+        closing(Recorder(config.out, camera.name, camera.record, config.recording)) as recorder,
         stop_signal() as stop,
     ):
         work = _Capture(camera, journal, sender, recorder)
+        notify("READY=1")
         for frame in open_camera(camera.name, camera.source, after_ns=journal.last_time_ns):
             work.take(frame)
             if stop.requested:
@@ -80,7 +80,8 @@ class _Capture:
         self._journal.note(frame)
         self._counts["sampled"] += 1
         self._send(frame, captured_ns)
-        self._recorder.keep(frame.index, frame.pixels)
+        self._recorder.keep(frame)
+        self._counts.update(recorded=self._recorder.recorded, unrecorded=self._recorder.unrecorded)
 
     def finish(self) -> None:
         """Tell inference that no more frames follow."""
@@ -102,6 +103,7 @@ class _Capture:
         now_s = time.monotonic()
         if now_s >= self._next_beat_s:
             self._next_beat_s = now_s + HEARTBEAT_S
+            notify("WATCHDOG=1")
             self._sender.heartbeat(CaptureCounts(**self._counts))
 
 
@@ -143,38 +145,3 @@ class Journal:
         """Close the file."""
         if self._file is not None:
             self._file.close()
-
-
-class Recorder:
-    """The 10 fps frames as lossless H.264 (RGB), one segment per capture process: `<camera>.<first tick>.mkv`."""
-
-    def __init__(self, out: Path, camera: str, wanted: bool) -> None:
-        self._out, self._camera, self._wanted = out, camera, wanted
-        self._container: av.container.OutputContainer | None = None
-        self._stream: VideoStream | None = None
-
-    def keep(self, index: int, pixels: Image) -> None:
-        """Append one picture; the first one opens the segment."""
-        if not self._wanted:
-            return
-        if self._container is None or self._stream is None:
-            self._container, self._stream = self._open(index, pixels)
-        picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-        self._container.mux(self._stream.encode(picture))
-
-    def _open(self, index: int, pixels: Image) -> tuple[av.container.OutputContainer, VideoStream]:
-        path = self._out / f"{self._camera}.{index}.mkv"
-        # A cluster per picture, flushed: a process that is killed loses the picture it was at, not the segment.
-        options = {"cluster_time_limit": "1", "flush_packets": "1"}
-        container = av.open(str(path), "w", options=options)
-        stream = container.add_stream("libx264rgb", rate=Fraction(RATE_FPS))
-        stream.height, stream.width, stream.pix_fmt = pixels.shape[0], pixels.shape[1], "rgb24"
-        stream.options = {"qp": "0", "preset": "ultrafast", "tune": "zerolatency", "g": "50"}
-        stream.codec_context.thread_count = 1
-        return container, stream
-
-    def close(self) -> None:
-        """Finish the segment."""
-        if self._container is not None and self._stream is not None:
-            self._container.mux(self._stream.encode(None))
-            self._container.close()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +11,7 @@ from rich.console import Console
 
 from mbr_live import __version__
 from mbr_live.config import DEMO_BUNDLE, Config, Loss, load_config
+from mbr_live.logs import LOG_VARIABLE, LogFormat, begin_logging
 from mbr_live.processes import EXIT_USER_ERROR, stop_signal
 from mbr_live.types import MbrError
 
@@ -31,6 +30,7 @@ BundleOption = Annotated[Path, typer.Option("--bundle", help="Model bundle.")]
 Videos = Annotated[list[Path], typer.Argument(help="Video files.")]
 ConfigFile = Annotated[Path, typer.Argument(help="Configuration file (TOML).")]
 DatasetFile = Annotated[Path, typer.Argument(help="Dataset file (TOML).")]
+KeysOption = Annotated[Path | None, typer.Option("--keys", help="Folder of keys, where the system has them.")]
 WindowPx = Annotated[int | None, typer.Option("--window-px", min=16, help="Side of the crop window; else found.")]
 Weights = Annotated[
     Path | None,
@@ -46,7 +46,6 @@ def main() -> None:
     """Run the command line; an error that the user can mend is one paragraph and exit code 2."""
     # Several processes share the cores: OpenCV's threads would cost more CPU than they save time on small pictures.
     os.environ.setdefault("OPENCV_FOR_THREADS_NUM", "1")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         app()
     except MbrError as error:
@@ -63,8 +62,9 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    log: Annotated[LogFormat, typer.Option("--log", envvar=LOG_VARIABLE, help="How log lines look.")] = LogFormat.TEXT,
 ) -> None:
-    pass
+    begin_logging(log)
 
 
 @app.command()
@@ -96,14 +96,71 @@ def infer(config: ConfigFile) -> None:
 def watch(
     endpoint: Annotated[str, typer.Option(help="Status address of the system.")] = "tcp://127.0.0.1:5602",
     minutes: Annotated[float, typer.Option(min=0.2, max=60, help="Length of the ethogram.")] = 3.0,
+    keys: KeysOption = None,
     plain: Plain = False,
     seconds: Seconds = None,
 ) -> None:
     """The dashboard of a running system."""
     from mbr_live import watch as program
+    from mbr_live.keys import load_keys
 
+    known = load_keys(keys)
     with stop_signal() as stop:
-        program.watch(endpoint, minutes=minutes, plain=plain, seconds=seconds, stop=lambda: stop.requested)
+        program.watch(endpoint, minutes=minutes, plain=plain, seconds=seconds, stop=lambda: stop.requested, keys=known)
+
+
+@app.command()
+def status(
+    config: ConfigFile,
+    as_json: Annotated[bool, typer.Option("--json", help="What inference says, as JSON.")] = False,
+) -> None:
+    """How a running system is; exit code 1 where a camera is not live, 2 where inference says nothing."""
+    from mbr_live.status_program import status_program
+
+    raise SystemExit(status_program(load_config(config), as_json=as_json))
+
+
+@app.command()
+def monitor(config: ConfigFile) -> None:
+    """The monitor process: metrics for Prometheus, and the alarm command (needs the extra `service`)."""
+    try:
+        from mbr_live.monitor import monitor as program
+    except ModuleNotFoundError as error:
+        raise MbrError(f"monitor: {error.name} is not installed. Run: pip install 'mbr-live[service]'") from error
+    program(load_config(config))
+
+
+@app.command()
+def service(
+    config: ConfigFile,
+    user: Annotated[str, typer.Option(help="Whom the services run as.")] = "mbr",
+    root: Annotated[Path, typer.Option(help="File system to write to, for preparing another machine.")] = Path("/"),
+    install: Annotated[bool, typer.Option("--install", help="Do it, instead of showing it.")] = False,
+) -> None:
+    """Show what makes a system services of systemd, or do it."""
+    from mbr_live.service_program import service_program
+
+    service_program(config, load_config(config), user=user, root=root, install=install)
+
+
+@app.command()
+def keys(
+    folder: Annotated[Path, typer.Argument(help="Folder for the keys of this machine.")],
+    inference: Annotated[
+        Path | None, typer.Option(help="`own.key` of the machine that inference runs on; else it is this one.")
+    ] = None,
+) -> None:
+    """Make the keys of this machine, for sockets that cross a network."""
+    from mbr_live.keys import AUTHORIZED, make_keys
+
+    public = make_keys(folder, inference)
+    print(f"made the keys of this machine in {folder}; set wire.keys in the configuration to this folder")
+    if inference is None:
+        print(
+            f"other machines: give them {public}, and put their own.key under another name into {folder / AUTHORIZED}"
+        )
+    else:
+        print(f"put {public} under another name into the folder {AUTHORIZED} of the machine that inference runs on")
 
 
 @app.command()
@@ -125,10 +182,12 @@ def replay(
 
 
 def _run_system(config: Config, seconds: float | None, plain: bool) -> None:
+    from mbr_live.keys import load_keys
     from mbr_live.run import run as run_system
     from mbr_live.watch import watch as show
 
-    run_system(config, seconds=seconds, show=lambda over: show(config.wire.status, plain=plain, stop=over))
+    known = load_keys(config.wire.keys)
+    run_system(config, seconds=seconds, show=lambda over: show(config.wire.status, plain=plain, stop=over, keys=known))
     print(f"labels, bouts and manifests: {config.out}")
 
 

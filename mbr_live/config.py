@@ -17,7 +17,7 @@ _PACKAGE = Path(__file__).resolve().parent
 DEMO_BUNDLE = (_PACKAGE if (_PACKAGE / "engines").is_dir() else _PACKAGE.parent) / "engines" / "demo"
 
 
-def _local(endpoint: str) -> str:
+def _address(endpoint: str) -> str:
     parts = urlsplit(endpoint)
     if parts.scheme == "ipc" and len(endpoint) > len("ipc://"):
         return endpoint
@@ -25,17 +25,16 @@ def _local(endpoint: str) -> str:
         port = parts.port
     except ValueError:
         port = None
-    if parts.scheme != "tcp" or not port:
+    if parts.scheme != "tcp" or not port or not parts.hostname:
         raise ValueError("expected tcp://127.0.0.1:PORT or ipc://PATH")
-    if parts.hostname not in ("127.0.0.1", "localhost"):
-        raise ValueError(
-            f"{parts.hostname} is not this machine, and frames on a network need keys, which this version does not "
-            "have. Use 127.0.0.1, and an SSH tunnel between machines"
-        )
     return endpoint
 
 
-Endpoint = Annotated[str, AfterValidator(_local)]
+def _is_local(endpoint: str) -> bool:
+    return urlsplit(endpoint).scheme == "ipc" or urlsplit(endpoint).hostname in ("127.0.0.1", "localhost")
+
+
+Endpoint = Annotated[str, AfterValidator(_address)]
 
 
 class _Section(BaseModel):
@@ -84,21 +83,51 @@ class Camera(_Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
     source: Annotated[Simulated | VideoSource | OpenCvCamera, Field(discriminator="kind")]
-    record: bool = False  # keep the 10 fps frames, lossless
+    record: Literal["off", "h264", "lossless"] = "off"  # keep the 10 fps frames
     window_px: Annotated[int, Field(ge=16, le=4096)] | None = None  # side of the crop window; None: found by itself
     loss: Loss | None = None
 
 
 class Wire(_Section):
-    """Addresses of the sockets, on this machine."""
+    """Addresses of the sockets: on this machine or, with keys, beyond it."""
 
     frames: Endpoint = "tcp://127.0.0.1:5601"
     status: Endpoint = "tcp://127.0.0.1:5602"
+    keys: Path | None = None  # folder that `mbr-live keys` made
 
     @model_validator(mode="after")
     def _differ(self) -> Self:
         if self.frames == self.status:
             raise ValueError(f"frames and status have the same address {self.frames}")
+        for name, endpoint in (("frames", self.frames), ("status", self.status)):
+            if not self.keys and not _is_local(endpoint):
+                raise ValueError(
+                    f"wire.{name} = {endpoint} is not this machine alone, and a network needs keys. "
+                    "Use 127.0.0.1, or make keys (mbr-live keys FOLDER) and set wire.keys"
+                )
+        return self
+
+
+class Recording(_Section):
+    """How long the frames of cameras with `record` are kept."""
+
+    segment_minutes: Annotated[float, Field(gt=0, le=1440)] = 10.0  # length of a file
+    keep_days: Annotated[float, Field(gt=0)] | None = None  # older files go
+    keep_gb: Annotated[float, Field(gt=0)] | None = None  # of each camera; the oldest files go
+    min_free_gb: Annotated[float, Field(ge=0)] = 1.0  # with less room on the disk recording stops, and labels go on
+
+
+class Monitor(_Section):
+    """The monitor process: metrics for Prometheus, and a command that is told of alarms."""
+
+    metrics_port: Annotated[int, Field(ge=1, le=65535)] | None = None  # on this machine alone
+    alarm_command: Annotated[tuple[str, ...], Field(min_length=1)] | None = None  # program and arguments, no shell
+    alarm_after_s: Annotated[float, Field(ge=1, le=3600)] = 10.0  # how long something must be wrong, or right again
+
+    @model_validator(mode="after")
+    def _has_work(self) -> Self:
+        if self.metrics_port is None and self.alarm_command is None:
+            raise ValueError("gives neither metrics_port nor alarm_command: nothing would be monitored")
         return self
 
 
@@ -108,6 +137,8 @@ class Config(_Section):
     out: Path  # folder of the logs
     bundle: Path = DEMO_BUNDLE
     wire: Wire = Wire()
+    recording: Recording = Recording()
+    monitor: Monitor | None = None
     camera: Annotated[tuple[Camera, ...], Field(min_length=1, max_length=256)]
 
     @model_validator(mode="after")
@@ -153,7 +184,11 @@ def _anchored(config: Config, folder: Path) -> Config:
         else camera
         for camera in config.camera
     )
-    return config.model_copy(update={"out": folder / config.out, "bundle": folder / config.bundle, "camera": cameras})
+    keys = config.wire.keys
+    wire = config.wire.model_copy(update={"keys": keys and folder / keys})
+    return config.model_copy(
+        update={"out": folder / config.out, "bundle": folder / config.bundle, "camera": cameras, "wire": wire}
+    )
 
 
 def _explained(path: Path, error: ValidationError) -> str:

@@ -73,7 +73,7 @@ def _config(out: Path) -> Config:
     """An empty output folder and three cameras; only a folder that an earlier demo made is emptied."""
     out = out.resolve()
     cameras = tuple(
-        Camera(name=condition, source=Simulated(kind="simulated", condition=condition, seed=seed), record=True)
+        Camera(name=condition, source=Simulated(kind="simulated", condition=condition, seed=seed), record="lossless")
         for condition, seed in SCENES
     )
     if out.exists() and any(out.iterdir()):

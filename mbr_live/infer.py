@@ -18,9 +18,10 @@ from pathlib import Path
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config
 from mbr_live.engine import OpenVinoEngine
+from mbr_live.keys import load_keys
 from mbr_live.latency import LatencyHistogram
 from mbr_live.pipeline import LaneState, Pipeline
-from mbr_live.processes import Stop, stop_signal
+from mbr_live.processes import Stop, notify, stop_signal
 from mbr_live.sinks import (
     BOUTS_SUFFIX,
     LABELS_SUFFIX,
@@ -36,7 +37,17 @@ from mbr_live.sinks import (
 )
 from mbr_live.status import CameraStatus, LabelMessage, Liveness, SystemStatus
 from mbr_live.types import RATE_FPS, Decision
-from mbr_live.wire import BadMessage, End, FrameHeader, FrameReceiver, Header, Heartbeat, StatusPublisher, frame_of
+from mbr_live.wire import (
+    BadMessage,
+    End,
+    FrameHeader,
+    FrameReceiver,
+    Header,
+    Heartbeat,
+    StatusPublisher,
+    frame_of,
+    own_clock,
+)
 
 TIMINGS_SUFFIX = ".timings.csv"
 TIMINGS_HEADER = "frame,capture_to_receive_ms,capture_to_label_ms"
@@ -54,14 +65,15 @@ def infer(config: Config) -> None:
     """Label what the cameras of `config` send, until told to stop and every camera has ended or fallen silent."""
     bundle = load_bundle(config.bundle)
     check_live(bundle)
+    keys = load_keys(config.wire.keys)
     config.out.mkdir(parents=True, exist_ok=True)
     engine = OpenVinoEngine(bundle)
     windows = {camera.name: camera.window_px for camera in config.camera if camera.window_px is not None}
     pipeline = Pipeline(bundle.manifest, engine, windows)
     with ExitStack() as stack:
         # Sockets first: an address in use must leave no files behind.
-        receiver = stack.enter_context(closing(FrameReceiver(config.wire.frames)))
-        publisher = stack.enter_context(closing(StatusPublisher(config.wire.status)))
+        receiver = stack.enter_context(closing(FrameReceiver(config.wire.frames, keys)))
+        publisher = stack.enter_context(closing(StatusPublisher(config.wire.status, keys)))
         template = RunManifest(
             recording="", mode="live", exit_status="running", started=datetime.now(UTC).isoformat(),
             bundle=bundle.manifest.name, bundle_sha256=bundle.sha256, engine=engine.name, versions=versions(),
@@ -123,17 +135,21 @@ class Lane:
         """Append to the log; returns when the rows are in the file."""
         self._log.write(decision)
 
-    def note_timing(self, header: FrameHeader, received_ns: int) -> float:
-        """Keep how long the frame took from capture to the written label, in ms."""
+    def note_timing(self, header: FrameHeader, received_ns: int) -> float | None:
+        """Keep how long the frame took from capture to the written label, in ms; None where that cannot be known,
+        since it was captured by the clock of another machine."""
         now_ns = time.monotonic_ns()
+        self.last_frame_s = now_ns / 1e9
+        self._recent_s.append(self.last_frame_s)
+        if header.clock != own_clock():
+            append(self._timings, f"{header.index},,\n")
+            return None
         latency_ms = (now_ns - header.captured_ns) / 1e6
         append(
             self._timings,
             f"{header.index},{(received_ns - header.captured_ns) / 1e6:.3f},{latency_ms:.3f}\n",
         )
         self.latency.add(latency_ms)
-        self.last_frame_s = now_ns / 1e9
-        self._recent_s.append(self.last_frame_s)
         return latency_ms
 
     def finish(self, end: End) -> list[Decision]:
@@ -164,6 +180,7 @@ class Lane:
             latency=self.latency.summary(),
             rows=dict(self._log.rows),
             drops={**drops, **self.refused},
+            unrecorded=self.run.capture.get("unrecorded", 0),
         )
 
     def _liveness(self, now_s: float) -> Liveness:
@@ -207,6 +224,7 @@ class _Service:
 
     def serve(self, stop: Stop) -> None:
         """Until a stop is asked for; then until every camera that was live has ended, or silence."""
+        notify("READY=1")
         silent_since_s = time.monotonic()
         while True:
             if self._receive_one(timeout_s=0.2):
@@ -281,6 +299,7 @@ class _Service:
         if now_s < self._next_status_s:
             return
         self._next_status_s = now_s + STATUS_EVERY_S
+        notify("WATCHDOG=1")
         self._publisher.publish(
             SystemStatus(
                 out=str(self._config.out),

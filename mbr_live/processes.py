@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,15 @@ SUPERVISOR_VARIABLE = "MBR_LIVE_SUPERVISOR"
 EXIT_USER_ERROR = 2  # something that trying again does not mend
 RESTARTS_PER_MINUTE = 5
 _PAUSE_S = 0.3  # between a death and the restart
+
+
+def notify(state: str) -> None:
+    """Tell systemd, where it started this process, how it is: READY=1, WATCHDOG=1 (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if address is None:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as to_systemd:
+        to_systemd.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config, Loss, VideoSource, Wire
+from mbr_live.keys import load_keys
 from mbr_live.processes import RESTARTS_PER_MINUTE, Child, Stop, stop_all, stop_signal
 from mbr_live.sinks import LABELS_SUFFIX
 from mbr_live.sources import VideoFile
@@ -37,6 +38,7 @@ class System:
         Raises MbrError, and writes nothing, where the bundle is not one that live can use.
         """
         check_live(load_bundle(config.bundle))
+        self._keys = load_keys(config.wire.keys)
         self.config = config
         self._given_up: list[Child] = []
         config.out.mkdir(parents=True, exist_ok=True)
@@ -56,6 +58,12 @@ class System:
             for camera in config.camera
         ]
 
+        self.monitors = (
+            [Child("monitor", ("monitor", str(self.config_path)), logs / "monitor.log", restarts_per_minute)]
+            if config.monitor
+            else []
+        )
+
     def __enter__(self) -> System:
         self.inference.start()
         try:
@@ -63,17 +71,17 @@ class System:
         except BaseException:
             stop_all([self.inference], STOP_WITHIN_S)
             raise
-        for child in self.captures:
+        for child in (*self.captures, *self.monitors):
             child.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        stop_all(self.captures, STOP_WITHIN_S)
+        stop_all([*self.monitors, *self.captures], STOP_WITHIN_S)
         stop_all([self.inference], STOP_WITHIN_S)
 
     def _wait_until_ready(self) -> None:
         deadline_s = time.monotonic() + READY_WITHIN_S
-        with closing(StatusSubscriber(self.config.wire.status)) as subscriber:
+        with closing(StatusSubscriber(self.config.wire.status, self._keys)) as subscriber:
             while time.monotonic() < deadline_s:
                 # Its own words before the socket's: another process may be publishing on that address.
                 if self.inference.exit_code is not None:
@@ -84,7 +92,7 @@ class System:
 
     def look_after(self) -> None:
         """Restart what died; call it often."""
-        for child in (self.inference, *self.captures):
+        for child in (self.inference, *self.captures, *self.monitors):
             if child.revive(time.monotonic()):
                 _log.warning("%s had died and was restarted (%d times so far)", child.name, child.restarts)
             elif child.failed and child not in self._given_up:

@@ -20,6 +20,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from mbr_live.sampler import SamplerState, sample
+from mbr_live.segments import first_tick_of, segments_of
 from mbr_live.types import Frame, Image, MbrError, SourceFrame
 
 JOURNAL_SUFFIX = ".frames.csv"
@@ -178,13 +179,13 @@ class Recording:
         """`journal` is `<camera>.frames.csv`; its segments are `<camera>.<first tick>.mkv` in the same folder."""
         self.path = journal
         self.name = journal.name.removesuffix(JOURNAL_SUFFIX)
-        self.segments = sorted(journal.parent.glob(f"{self.name}.[0-9]*.mkv"), key=_first_tick)
+        self.segments = segments_of(journal.parent, self.name)
         first, last = journal_ends(journal)
         if first is None or last is None or not self.segments:
             raise MbrError(
                 f"{journal}: found {len(self.segments)} recorded segments beside a journal that is "
-                f"{'empty' if first is None else 'not'}. Expected a session with pictures. Set record = true for this "
-                "camera in the configuration of the live run."
+                f"{'empty' if first is None else 'not'}. Expected a session with pictures. Set record = 'lossless' for "
+                "this camera in the configuration of the live run."
             )
         self.origin_ns, self.last_index = first[2], last[0]
 
@@ -197,7 +198,7 @@ class Recording:
         """The recorded frames, with the ticks and times of the live session."""
         rows = read_journal(self.path)
         for segment in self.segments:
-            rows = _from_tick(_first_tick(segment), rows)
+            rows = _from_tick(first_tick_of(segment), rows)
             # Pictures first: zip must not take the row of the next segment when the pictures end.
             for pixels, (index, source_frame, time_ns) in zip(_segment_pictures(segment), rows, strict=False):
                 yield Frame(camera, index, source_frame, time_ns, self.origin_ns, pixels)
@@ -278,10 +279,6 @@ def _journal_row(path: Path, line: str) -> JournalRow:
 
 def _from_tick(tick: int, rows: Iterator[JournalRow]) -> Iterator[JournalRow]:
     return dropwhile(lambda row: row[0] < tick, rows)
-
-
-def _first_tick(segment: Path) -> int:
-    return int(segment.name.removesuffix(".mkv").rsplit(".", 1)[1])
 
 
 class _Picture:

@@ -39,6 +39,7 @@ class CameraStatus(BaseModel):
     latency: dict[str, float] = {}  # p50_ms, p95_ms, p99_ms, max_ms
     rows: dict[str, int] = {}  # rows of the label log, by status
     drops: dict[str, int] = {}  # frames and ticks without a label, by cause
+    unrecorded: int = 0  # pictures that were to be recorded, and for which there was no room
 
 
 class SystemStatus(BaseModel):

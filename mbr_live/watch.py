@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console, RenderableType
 from rich.live import Live
 
+from mbr_live.keys import Keys
 from mbr_live.status import StatusMessage, parse_status
 from mbr_live.types import RATE_FPS
 from mbr_live.watch_state import BoutEvent, Watched, WatchedCamera
@@ -64,6 +65,7 @@ def watch(
     plain: bool = False,
     seconds: float | None = None,
     stop: Callable[[], bool] = lambda: False,
+    keys: Keys | None = None,
 ) -> None:
     """Show what inference publishes at `endpoint` until Ctrl-C, for `seconds`, or until `stop()`.
 
@@ -75,7 +77,7 @@ def watch(
     def over() -> bool:
         return stop() or (deadline_s is not None and time.monotonic() >= deadline_s)
 
-    with closing(StatusSubscriber(endpoint)) as subscriber:
+    with closing(StatusSubscriber(endpoint, keys)) as subscriber:
         with suppress(KeyboardInterrupt):
             drawable = console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf")
             if drawable and not plain:

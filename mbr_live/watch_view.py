@@ -286,6 +286,8 @@ def figures_of(camera: WatchedCamera) -> list[Text]:
     drops = [f"{count(n)} {printable(DROP_WORDS.get(why, why))}" for why, n in list(figures.drops.items())[:8] if n]
     p50, p99 = (number(figures.latency.get(key)) for key in ("p50_ms", "p99_ms"))
     dropped = Text(f"dropped: {', '.join(drops)}", _ALARM) if drops else Text("none dropped")
+    if figures.unrecorded:
+        dropped.append(f", {count(figures.unrecorded)} not recorded", _ALARM)
     if not rows:
         return [dropped]
     fps, latency = f"{number(figures.fps, 1)} fps", f"latency p50 {p50} p99 {p99} ms"

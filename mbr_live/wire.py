@@ -2,19 +2,25 @@
 
 Capture PUSHes to inference, which binds one PULL socket; inference PUBlishes what it says for dashboards. A frame is
 two parts, a JSON header and the raw pixels, neither copied on the way. Nothing that arrives is believed before it was
-checked: a peer that sends garbage costs one rejected message, never the process and never its memory.
+checked: a peer that sends garbage costs one rejected message, never the process and never its memory. With keys, all
+of it is encrypted, and only those whose key is authorized are let in.
 """
 
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import zmq
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from zmq.auth.thread import ThreadAuthenticator
 
+from mbr_live.keys import Keys
 from mbr_live.types import Frame, MbrError
 
 QUEUE_FRAMES = 20  # two seconds of one camera: rides out a hiccup, and bounds memory and lateness
@@ -42,9 +48,17 @@ class FrameHeader(_Message):
     source_frame: _Natural
     time_ns: _Natural
     origin_ns: _Natural
-    captured_ns: _Natural  # CLOCK_MONOTONIC when the frame was in memory; compare on the same machine only
+    captured_ns: _Natural  # CLOCK_MONOTONIC when the frame was in memory
+    clock: Annotated[str, Field(max_length=64)]  # whose clock that is: `own_clock()`; others' must not be compared
     height: _Side
     width: _Side
+
+
+@cache
+def own_clock() -> str:
+    """Names the monotonic clock of this machine: another after every start of the machine."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return boot.read_text().strip() if boot.exists() else f"{uuid.getnode():x}"
 
 
 class CaptureCounts(BaseModel):
@@ -57,6 +71,8 @@ class CaptureCounts(BaseModel):
     sent: _Natural = 0
     dropped_queue_full: _Natural = 0  # inference did not keep up, or was not there
     dropped_on_purpose: _Natural = 0  # `replay --drop`
+    recorded: _Natural = 0
+    unrecorded: _Natural = 0  # pictures that could not be kept, for lack of room
 
 
 class Heartbeat(_Message):
@@ -114,13 +130,14 @@ def frame_of(header: FrameHeader, pixels: memoryview) -> Frame:
 class FrameSender:
     """The capture side: never waits, never queues more than QUEUE_FRAMES."""
 
-    def __init__(self, endpoint: str, camera: str, session: str) -> None:
+    def __init__(self, endpoint: str, camera: str, session: str, keys: Keys | None = None) -> None:
         self._camera, self._session = camera, session
         self._context = zmq.Context()  # its own, so that closing can wait for what is queued
         self._socket = _socket(zmq.PUSH, queue=QUEUE_FRAMES, linger_ms=5000, context=self._context)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # without a receiver a frame is refused and counted, not stored
         self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        _be_known(self._socket, keys)
         self._socket.connect(endpoint)
         self._seq = 0
 
@@ -134,7 +151,7 @@ class FrameSender:
         header = FrameHeader(
             camera=self._camera, session=self._session, seq=self._seq, index=frame.index,
             source_frame=frame.source_frame, time_ns=frame.time_ns, origin_ns=frame.origin_ns,
-            captured_ns=captured_ns, height=height, width=width,
+            captured_ns=captured_ns, clock=own_clock(), height=height, width=width,
         )  # fmt: skip
         self._seq += 1
         return self._push([header.model_dump_json().encode(), frame.pixels.data], 0.0)
@@ -170,10 +187,11 @@ class FrameSender:
 class FrameReceiver:
     """The inference side."""
 
-    def __init__(self, endpoint: str) -> None:
-        self._socket = _socket(zmq.PULL, queue=QUEUE_FRAMES)
+    def __init__(self, endpoint: str, keys: Keys | None = None) -> None:
+        self._door = _Door(keys)
+        self._socket = self._door.socket(zmq.PULL, queue=QUEUE_FRAMES)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PIXEL_BYTES)
-        _bind(self._socket, endpoint, "frames")
+        self._door.open(self._socket, endpoint, "frames")
 
     def receive(self, timeout_s: float) -> tuple[Header, memoryview | None] | None:
         """The next message, or None after `timeout_s` without one. BadMessage when it is not one of ours."""
@@ -194,15 +212,16 @@ class FrameReceiver:
 
     def close(self) -> None:
         """Unbind."""
-        self._socket.close()
+        self._door.close()
 
 
 class StatusPublisher:
     """Publishes JSON objects for whoever looks; nobody looking costs nothing."""
 
-    def __init__(self, endpoint: str) -> None:
-        self._socket = _socket(zmq.PUB, queue=1000)
-        _bind(self._socket, endpoint, "status")
+    def __init__(self, endpoint: str, keys: Keys | None = None) -> None:
+        self._door = _Door(keys)
+        self._socket = self._door.socket(zmq.PUB, queue=1000)
+        self._door.open(self._socket, endpoint, "status")
 
     def publish(self, message: BaseModel) -> None:
         """Send one status message."""
@@ -210,15 +229,16 @@ class StatusPublisher:
 
     def close(self) -> None:
         """Unbind."""
-        self._socket.close()
+        self._door.close()
 
 
 class StatusSubscriber:
     """Receives what a StatusPublisher says."""
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, keys: Keys | None = None) -> None:
         self._socket = _socket(zmq.SUB, queue=1000)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        _be_known(self._socket, keys)
         try:
             self._socket.connect(endpoint)
         except zmq.ZMQError as error:
@@ -262,12 +282,54 @@ def _socket(
     return socket
 
 
-def _bind(socket: zmq.Socket[bytes], endpoint: str, what: str) -> None:
-    try:
-        socket.bind(endpoint)
-    except zmq.ZMQError as error:
-        socket.close()
-        raise MbrError(
-            f"{endpoint}: the {what} socket cannot be opened ({error.strerror}). Most often another mbr-live is "
-            "running on the same address. Stop it, or set another address under [wire] in the configuration."
-        ) from error
+def _be_known(socket: zmq.Socket[bytes], keys: Keys | None) -> None:
+    """Let a socket that connects say who it is, and insist on whom it talks to."""
+    if keys is not None:
+        socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = (
+            keys.inference,
+            keys.public,
+            keys.secret,
+        )
+
+
+class _Door:
+    """Where a socket is bound. With keys it lets in only those whose key is authorized.
+
+    It has a context of its own: who is let in is asked within one (ZeroMQ RFC 27), so no other socket can be meant.
+    """
+
+    def __init__(self, keys: Keys | None) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._keys = keys
+        self._guard: ThreadAuthenticator | None = None
+        self._bound: zmq.Socket[bytes] | None = None
+
+    def socket(self, kind: zmq.SocketType, *, queue: int) -> zmq.Socket[bytes]:
+        """A socket to be opened here."""
+        self._bound = _socket(kind, queue=queue, context=self._context)
+        return self._bound
+
+    def open(self, socket: zmq.Socket[bytes], endpoint: str, what: str) -> None:
+        """Bind; MbrError where the address cannot be had, and nothing is left open then."""
+        if self._keys is not None:
+            self._guard = ThreadAuthenticator(self._context)
+            self._guard.start()
+            self._guard.configure_curve(domain="*", location=str(self._keys.authorized))
+            socket.curve_publickey, socket.curve_secretkey = self._keys.public, self._keys.secret
+            socket.curve_server = True
+        try:
+            socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise MbrError(
+                f"{endpoint}: the {what} socket cannot be opened ({error.strerror}). Most often another mbr-live is "
+                "running on the same address. Stop it, or set another address under [wire] in the configuration."
+            ) from error
+
+    def close(self) -> None:
+        """Unbind, and send the guard home."""
+        if self._bound is not None:
+            self._bound.close()
+        if self._guard is not None:
+            self._guard.stop()
+        self._context.term()

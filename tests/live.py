@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 from mbr_live.bundle import Manifest
 from mbr_live.config import DEMO_BUNDLE, Camera, Config, Simulated, VideoSource, Wire
@@ -26,7 +27,7 @@ def system_config(out: Path, *cameras: Camera) -> Config:
     )
 
 
-def simulated(name: str, *, record: bool = False, seed: int = 1) -> Camera:
+def simulated(name: str, *, record: Literal["off", "h264", "lossless"] = "off", seed: int = 1) -> Camera:
     return Camera(name=name, source=Simulated(kind="simulated", seed=seed), record=record)
 
 

@@ -41,7 +41,7 @@ def logs(out: Path) -> dict[str, bytes]:
 def test_kill_capture_inference_and_both(tmp_path: Path, demo_bundle: Bundle) -> None:
     video, out = tmp_path / "long.mp4", tmp_path / "live"
     record("box", 3, VIDEO_S, video, tmp_path / "long.truth.csv")
-    config = system_config(out, played(video, speed=2), simulated("cage", record=True))
+    config = system_config(out, played(video, speed=2), simulated("cage", record="lossless"))
     random_ = random.Random(20)
     with System(config, restarts_per_minute=1000) as system:
         targets = [system.inference, *system.captures]

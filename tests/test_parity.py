@@ -76,7 +76,7 @@ def test_drops_matter(box_video: Path, tmp_path: Path) -> None:
 
 def test_the_recording_of_a_live_camera_gives_the_same_labels(tmp_path: Path) -> None:
     live, offline = tmp_path / "live", tmp_path / "offline"
-    run(system_config(live, simulated("cage", record=True)), seconds=8)
+    run(system_config(live, simulated("cage", record="lossless")), seconds=8)
     assert sum(read_run(live / "cage.run.json").rows.values()) > 60
     batch(live / "cage.frames.csv", offline, "--drops", live / "cage.run.json")
     same(live, offline, "cage")

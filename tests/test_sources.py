@@ -10,8 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from mbr_live.capture import Journal, Recorder
-from mbr_live.sources import JoinedFiles, Recording, journal_ends, open_video, read_journal, sampled
+from mbr_live.capture import Journal
+from mbr_live.sources import JoinedFiles, journal_ends, open_video, read_journal, sampled
 from mbr_live.types import Frame, MbrError
 
 
@@ -62,44 +62,6 @@ def test_files_of_different_size_are_not_joined(box_video: Path, realdata: Path)
 def pictures(count: int) -> list[np.ndarray]:
     noise = np.random.default_rng(3)
     return [noise.integers(0, 256, (48, 64, 3), np.uint8) for _ in range(count)]
-
-
-def test_a_recording_is_lossless_and_keeps_ticks_and_times(tmp_path: Path) -> None:
-    """Two segments, as after a restart, with a gap between them and a missing tick inside."""
-    shown = pictures(12)
-    ticks = [0, 1, 2, 4, 5, 6, 20, 21, 22, 23, 24, 25]
-    frames = [Frame("cage", tick, 3 * tick, 77 + tick * 100_000_000, 77, shown[n]) for n, tick in enumerate(ticks)]
-    for part in (frames[:6], frames[6:]):
-        with (
-            closing(Journal(tmp_path / "cage.frames.csv")) as journal,
-            closing(Recorder(tmp_path, "cage", wanted=True)) as recorder,
-        ):
-            for frame in part:
-                journal.note(frame)
-                recorder.keep(frame.index, frame.pixels)
-    recorded = list(Recording(tmp_path / "cage.frames.csv").frames("cage"))
-    assert len(recorded) == len(frames)
-    for found, expected in zip(recorded, frames, strict=True):
-        assert np.array_equal(found.pixels, expected.pixels)
-        assert (found.index, found.source_frame, found.time_ns, found.origin_ns) == (
-            expected.index, expected.source_frame, expected.time_ns, 77,
-        )  # fmt: skip
-
-
-def test_a_segment_that_was_cut_off_ends_where_it_ends(tmp_path: Path) -> None:
-    with (
-        closing(Journal(tmp_path / "cage.frames.csv")) as journal,
-        closing(Recorder(tmp_path, "cage", wanted=True)) as recorder,
-    ):
-        for n, picture in enumerate(pictures(30)):
-            journal.note(Frame("cage", n, n, n * 100_000_000, 0, picture))
-            recorder.keep(n, picture)
-    segment = tmp_path / "cage.0.mkv"
-    content = segment.read_bytes()
-    segment.write_bytes(content[: len(content) * 2 // 3])
-    recorded = list(Recording(tmp_path / "cage.frames.csv").frames("cage"))
-    assert 15 <= len(recorded) <= 21
-    assert [frame.index for frame in recorded] == list(range(len(recorded)))
 
 
 def test_a_journal_goes_on_after_a_torn_row(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from mbr_live.wire import (
 
 GOOD = FrameHeader(
     camera="cage", session="0123456789abcdef", seq=0, index=0, source_frame=0, time_ns=0, origin_ns=0, captured_ns=0,
-    height=48, width=64,
+    clock="here", height=48, width=64,
 )  # fmt: skip
 
 

@@ -1,0 +1,84 @@
+"""What a session recorded, in files: `<camera>.<first tick>.mkv` and the index `<camera>.segments.csv`.
+
+A segment that is being written has the suffix `.part` and is renamed when it is whole. One whose process was killed
+keeps it; its pictures count up to where it breaks off.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+
+import av
+
+SEGMENT_SUFFIX = ".mkv"
+INDEX_SUFFIX = ".segments.csv"
+_PART_SUFFIX = ".part"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One row of the index: which pictures a file holds."""
+
+    file: str
+    first_frame: int  # tick
+    last_frame: int  # tick; all sampled frames between the two are in the file
+    first_time_ns: int  # capture times, as in the label log
+    last_time_ns: int
+    bytes: int
+
+
+INDEX_HEADER = ",".join(each.name for each in fields(Segment))
+
+
+def segment_path(folder: Path, camera: str, first_tick: int) -> Path:
+    """Where a segment stands when it is whole."""
+    return folder / f"{camera}.{first_tick}{SEGMENT_SUFFIX}"
+
+
+def part_of(segment: Path) -> Path:
+    """Where it stands while it is written."""
+    return segment.with_name(segment.name + _PART_SUFFIX)
+
+
+def segments_of(folder: Path, camera: str) -> list[Path]:
+    """All segments of a camera, whole or broken off, oldest first."""
+    name = re.compile(re.escape(camera) + r"\.(\d+)" + re.escape(SEGMENT_SUFFIX) + f"({re.escape(_PART_SUFFIX)})?")
+    found = [path for path in folder.iterdir() if name.fullmatch(path.name)]
+    return sorted(found, key=first_tick_of)
+
+
+def is_part(segment: Path) -> bool:
+    """Whether it is still being written, or was broken off."""
+    return segment.name.endswith(_PART_SUFFIX)
+
+
+def first_tick_of(segment: Path) -> int:
+    """The tick of its first picture."""
+    return int(segment.name.removesuffix(_PART_SUFFIX).removesuffix(SEGMENT_SUFFIX).rsplit(".", 1)[1])
+
+
+def pictures_in(segment: Path) -> int:
+    """How many whole pictures a segment holds, without decoding them; 0 where it broke off before the first."""
+    pictures = 0
+    try:
+        with av.open(str(segment)) as container:
+            for packet in container.demux(video=0):
+                pictures += packet.size > 0
+    except (av.FFmpegError, OSError):
+        return pictures  # where it breaks off is where it ends
+    return pictures
+
+
+def read_index(path: Path) -> list[Segment]:
+    """The rows of an index; empty where there is none."""
+    if not path.exists():
+        return []
+    rows = (line.split(",") for line in path.read_text().splitlines()[1:])
+    return [Segment(file, *map(int, numbers)) for file, *numbers in rows]
+
+
+def index_text(segments: list[Segment]) -> str:
+    """An index as it is written."""
+    return "\n".join([INDEX_HEADER, *(",".join(map(str, astuple(segment))) for segment in segments)]) + "\n"

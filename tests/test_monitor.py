@@ -1,0 +1,220 @@
+"""Metrics and alarms: what inference says, for machines and for people who are asleep."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from live import mbr_live, simulated, system_config
+from prometheus_client.parser import text_string_to_metric_families
+
+from mbr_live.alarms import SILENT_AFTER_S, Watch, hear, look, raised
+from mbr_live.config import Config, Monitor
+from mbr_live.run import System
+from mbr_live.status import CameraStatus, SystemStatus
+from mbr_live.wire import StatusPublisher
+
+
+def camera(state: str = "live", ok: int = 10, blind: int = 0, dropped: int = 0) -> CameraStatus:
+    return CameraStatus.model_validate(
+        {"name": "a", "state": state, "fps": 10.0, "last_index": ok, "latency": {"p50_ms": 4.0},
+         "rows": {"ok": ok, "blind": blind}, "drops": {"dropped_queue_full": dropped} if dropped else {}}
+    )  # fmt: skip
+
+
+def system(*cameras: CameraStatus) -> SystemStatus:
+    return SystemStatus(
+        out="out", bundle="demo", engine="cpu", behaviours=["grooming"], uptime_s=1.0, cameras=list(cameras)
+    )
+
+
+def told(statuses: list[CameraStatus | None], after_s: float = 3.0) -> list[tuple[int, str, bool]]:
+    """(second, kind, raised) of all that is told when inference says these once a second; None: it is silent."""
+    watch, found = Watch(0.0), []
+    for second, status in enumerate(statuses, 1):
+        if status is not None:
+            watch = hear(system(status), float(second), watch)
+        alarms, watch = look(float(second), after_s, watch)
+        found += [(second, alarm.kind, alarm.raised) for alarm in alarms]
+    return found
+
+
+def test_a_quiet_system_is_quiet() -> None:
+    assert told([camera(ok=10 * second) for second in range(50)]) == []
+
+
+def test_a_silent_camera_is_told_once_and_told_to_be_over() -> None:
+    statuses = [camera(), *[camera("stale")] * 20, *[camera()] * 20]
+    assert told(statuses) == [(5, "camera_silent", True), (24, "camera_silent", False)]
+
+
+def test_a_hiccup_is_not_worth_a_word_but_a_camera_that_comes_and_goes_is() -> None:
+    assert told([camera(), camera("stale"), *[camera()] * 9]) == []
+    assert (5, "camera_silent", True) in told([camera("stale"), camera()] * 6)
+
+
+def test_alive_but_blind() -> None:
+    statuses = [camera(ok=10, blind=10 * second) for second in range(9)]
+    assert told(statuses) == [(5, "nothing_classified", True)]
+
+
+def test_frames_that_are_dropped() -> None:
+    statuses = [camera(ok=10 * second, dropped=min(second, 8)) for second in range(20)]
+    assert told(statuses) == [(5, "frames_dropped", True), (12, "frames_dropped", False)]
+
+
+def test_while_inference_is_silent_nothing_is_known_of_cameras() -> None:
+    statuses = [*[camera("stale")] * 6, *[None] * 20, *[camera()] * 9]
+    silent_from = 6 + SILENT_AFTER_S + 1
+    assert told(statuses) == [
+        (4, "camera_silent", True),
+        (silent_from + 3, "inference_silent", True),
+        (29, "camera_silent", False),
+        (29, "inference_silent", False),
+    ]
+
+
+STATUSES = st.one_of(
+    st.none(), st.builds(camera, st.sampled_from(["live", "stale", "ended"]), st.integers(0, 99), st.integers(0, 99))
+)
+
+
+@given(st.lists(STATUSES, max_size=80), st.floats(1.0, 8.0))
+def test_every_alarm_is_raised_before_it_is_over_and_never_twice(
+    statuses: list[CameraStatus | None], after_s: float
+) -> None:
+    open_: set[str] = set()
+    for _, kind, is_raised in told(statuses, after_s):
+        assert is_raised == (kind not in open_)
+        open_ ^= {kind}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def scraped(port: int) -> dict[tuple[str, ...], float]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
+        families = text_string_to_metric_families(page.read().decode())
+        return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
+
+
+def until(found: object, seconds: float = 20.0) -> None:
+    deadline_s = time.monotonic() + seconds
+    while not found() and time.monotonic() < deadline_s:  # type: ignore[operator]
+        time.sleep(0.1)
+
+
+def test_metrics_and_status_of_a_real_system(tmp_path: Path) -> None:
+    port = free_port()
+    plain = system_config(tmp_path / "live", simulated("cage"))
+    config = plain.model_copy(update={"monitor": Monitor(metrics_port=port)})
+
+    def up() -> bool:
+        try:
+            return scraped(port).get(("mbr_camera_up", "cage")) == 1.0
+        except OSError:
+            return False
+
+    with System(config) as running:
+        until(up)
+        found = scraped(port)
+        done = mbr_live("status", running.config_path, "--json")
+        words = mbr_live("status", running.config_path)
+    assert found["mbr_inference_up",] == 1.0 and found["mbr_camera_up", "cage"] == 1.0
+    assert found["mbr_label_rows_total", "cage", "warmup"] > 0
+    assert 0.0 < found["mbr_capture_to_label_seconds", "cage", "p50"] < 10.0
+    said = SystemStatus.model_validate_json(done.stdout)
+    assert done.returncode == 0 and said.cameras[0].name == "cage"
+    assert words.returncode == 0 and words.stdout.startswith("cage ")
+    done = mbr_live("status", running.config_path)
+    assert done.returncode == 2 and "nothing was heard" in done.stderr
+
+
+def test_log_lines_of_every_process_can_be_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MBR_LIVE_LOG", "json")
+    config = system_config(tmp_path / "live", simulated("cage"))
+    with System(config):
+        time.sleep(3)
+    logs = (config.out / "logs").glob("*.log")
+    lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    assert all({"time", "level", "module", "pid", "text"} <= set(line) for line in lines)
+    assert any("sampled" in line["text"] for line in lines)
+
+
+def test_the_alarm_command_hears_that_a_camera_fell_silent_and_that_it_is_back(tmp_path: Path) -> None:
+    heard, script = tmp_path / "heard.jsonl", tmp_path / "tell; rm -rf x.py"  # a name that a shell would stumble over
+    script.write_text(f"import sys; open({str(heard)!r}, 'a').write(sys.stdin.read())")
+    config = system_config(tmp_path / "live", simulated("a"))
+    settings = Monitor(alarm_command=(sys.executable, str(script)), alarm_after_s=1.0)
+    process, publisher = monitored(config.model_copy(update={"monitor": settings}), tmp_path)
+    with process, closing(publisher):
+        for state in ("live", *["stale"] * 4, *["live"] * 4):
+            publisher.publish(system(camera(state)))
+            time.sleep(0.7)
+        until(lambda: heard.exists() and len(heard.read_text().splitlines()) == 2)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    raised_, over = map(json.loads, heard.read_text().splitlines())
+    assert (raised_["kind"], raised_["subject"], raised_["raised"]) == ("camera_silent", "a", True)
+    assert (over["kind"], over["raised"]) == ("camera_silent", False) and over["at"] > raised_["at"]
+
+
+def test_an_alarm_command_that_cannot_be_run_does_not_end_the_monitor(tmp_path: Path) -> None:
+    config = system_config(tmp_path / "live", simulated("a"))
+    settings = Monitor(alarm_command=(str(tmp_path / "nothing"),), alarm_after_s=1.0)
+    process, publisher = monitored(config.model_copy(update={"monitor": settings}), tmp_path)
+    with process, closing(publisher):
+        for _ in range(6):
+            publisher.publish(system(camera("stale")))
+            time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+    assert "cannot be run" in (tmp_path / "monitor.log").read_text()
+
+
+def monitored(config: Config, folder: Path) -> tuple[subprocess.Popen[bytes], StatusPublisher]:
+    """A monitor process, and the voice of inference that it hears."""
+    path, publisher = folder / "system.json", StatusPublisher(config.wire.status)
+    path.write_text(config.model_dump_json())
+    with (folder / "monitor.log").open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-m", "mbr_live", "monitor", str(path)], stderr=log)
+    time.sleep(2.5)  # it subscribes when it has started
+    return process, publisher
+
+
+def test_a_port_in_use_and_nothing_to_do_are_explained(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = int(taken.getsockname()[1])
+        config = system_config(tmp_path / "live", simulated("a"))
+        path = tmp_path / "system.json"
+        path.write_text(config.model_copy(update={"monitor": Monitor(metrics_port=port)}).model_dump_json())
+        done = mbr_live("monitor", path)
+    assert done.returncode == 2 and str(port) in done.stderr and "metrics_port" in done.stderr
+    path.write_text(config.model_dump_json())
+    done = mbr_live("monitor", path)
+    assert done.returncode == 2 and "[monitor]" in done.stderr
+    with pytest.raises(ValueError, match="nothing would be monitored"):
+        Monitor()
+
+
+def test_what_is_raised_is_what_the_metrics_say() -> None:
+    watch = Watch(0.0)
+    for second in range(1, 8):
+        watch = hear(system(camera("stale")), float(second), watch)
+        _, watch = look(float(second), 3.0, watch)
+    assert raised(watch) == {("camera_silent", "a")}

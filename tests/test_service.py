@@ -1,0 +1,124 @@
+"""Services of systemd: the units are valid and closed, and the processes tell systemd how they are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from live import mbr_live, simulated, system_config
+
+from mbr_live.config import Config, Monitor
+from mbr_live.keys import make_keys
+from mbr_live.service_program import plan
+from mbr_live.types import MbrError
+
+EXPOSURE = 3.0  # most that `systemd-analyze security` may say of a service
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    plain = system_config(tmp_path / "live", simulated("cage-1"), simulated("cage_2"))
+    return plain.model_copy(update={"monitor": Monitor(metrics_port=9464)})
+
+
+@pytest.fixture
+def config_file(config: Config, tmp_path: Path) -> Path:
+    path = tmp_path / "system.json"
+    path.write_text(config.model_dump_json())
+    return path
+
+
+@pytest.fixture
+def installed(config_file: Path, tmp_path: Path) -> Path:
+    """Units in a file system of their own."""
+    if shutil.which("systemctl") is None or shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd here (Debian: apt-get install systemd)")
+    root = tmp_path / "root"
+    done = mbr_live("service", config_file, "--root", root, "--user", "root", "--install")
+    assert done.returncode == 0, done.stderr
+    return root / "etc" / "systemd" / "system"
+
+
+def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["systemd-analyze", *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_the_units_are_valid_and_the_target_wants_every_process(installed: Path) -> None:
+    done = analyze("verify", "--man=no", *installed.glob("*.service"), installed / "mbr.target")
+    assert done.returncode == 0, done.stderr
+    ours = [line for line in done.stderr.splitlines() if "mbr" in line]
+    assert not ours
+    wanted = (installed / "mbr.target").read_text()
+    for name in ("mbr-infer", "mbr-capture@cage-1", "mbr-capture@cage_2", "mbr-monitor"):
+        assert f"{name}.service" in wanted
+    assert (installed / "multi-user.target.wants" / "mbr.target").is_symlink()
+
+
+def test_the_units_leave_little_open(installed: Path) -> None:
+    for unit in sorted(installed.glob("*.service")):
+        done = analyze("security", "--offline=yes", f"--threshold={EXPOSURE * 10:.0f}", "--no-pager", unit)
+        assert done.returncode == 0, done.stdout[-400:] + done.stderr
+
+
+def test_it_shows_what_it_would_do_and_does_nothing(config_file: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    done = mbr_live("service", config_file, "--root", root)
+    assert done.returncode == 0, done.stderr
+    assert "mbr-infer.service" in done.stdout and "nothing was changed" in done.stdout
+    assert not root.exists()
+
+
+def test_networks_open_with_keys_alone_and_homes_where_they_are_used(config: Config, tmp_path: Path) -> None:
+    units = Path("/etc/systemd/system")
+    program = Path("/opt/mbr-live/bin/mbr-live")
+    closed = config.model_copy(update={"out": Path("/srv/mbr"), "bundle": Path("/opt/bundle")})
+    infer = plan(Path("/etc/mbr-live/system.toml"), closed, "mbr", program).files[units / "mbr-infer.service"]
+    assert "IPAddressDeny=any" in infer and "ProtectHome=yes" in infer and "ReadWritePaths=/srv/mbr\n" in infer
+    make_keys(tmp_path / "keys")
+    wire = config.wire.model_copy(update={"keys": tmp_path / "keys"})
+    opened = closed.model_copy(update={"wire": wire, "out": Path("/home/lab/mbr")})
+    infer = plan(Path("/etc/mbr-live/system.toml"), opened, "mbr", program).files[units / "mbr-infer.service"]
+    assert "IPAddressDeny" not in infer and "ProtectHome=read-only" in infer
+    with pytest.raises(MbrError, match="plain path"):
+        plan(Path("/etc/my lab/system.toml"), closed, "mbr", program)
+
+
+def test_the_processes_tell_systemd_that_they_are_ready_and_alive(config: Config, config_file: Path) -> None:
+    """What systemd would hear of inference, a camera and the monitor, on a real socket."""
+    address = config.out.with_name("notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(address))
+        for arguments in (["infer"], ["monitor"], ["capture", "cage-1"]):
+            command = [sys.executable, "-m", "mbr_live", arguments[0], str(config_file), *arguments[1:]]
+            heard = says(systemd, command, {**os.environ, "NOTIFY_SOCKET": str(address)})
+            assert heard.index("READY=1") <= heard.index("WATCHDOG=1"), arguments
+
+
+def says(systemd: socket.socket, command: Sequence[str], environment: dict[str, str]) -> list[str]:
+    heard: list[str] = []
+    systemd.settimeout(1.0)
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        until_s = time.monotonic() + 30
+        while "WATCHDOG=1" not in heard and time.monotonic() < until_s:
+            try:
+                heard.append(systemd.recv(100).decode())
+            except TimeoutError:
+                continue
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+    systemd.setblocking(False)
+    while True:
+        try:
+            systemd.recv(100)
+        except BlockingIOError:
+            return heard
