@@ -121,6 +121,42 @@ def status(
 
 
 @app.command()
+def store(
+    sources: Annotated[list[Path], typer.Argument(help="Folders of logs; or the configuration of a running system.")],
+    url: Annotated[str | None, typer.Option(help="sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE.")] = None,
+) -> None:
+    """Bring logs into a database: once for folders, until stopped for a running system (needs the extra `store`)."""
+    try:
+        from mbr_live.store_program import follow_program, store_program
+    except ModuleNotFoundError as error:
+        raise MbrError(f"store: {error.name} is not installed. Run: pip install 'mbr-live[store]'") from error
+    if url is not None:
+        store_program(sources, url)
+    elif len(sources) == 1 and sources[0].is_file():
+        follow_program(load_config(sources[0]))
+    else:
+        raise MbrError("store: folders need --url, the address of the database, such as sqlite:///mbr.sqlite.")
+
+
+@app.command()
+def clips(
+    source: Annotated[Path, typer.Argument(help="Folder of logs; or the configuration of a running system.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the clips; else clips/ in the folder of logs.")] = None,
+    behaviour: Annotated[list[str] | None, typer.Option(help="Only of this; may be given again.")] = None,
+    pre_s: Annotated[float, typer.Option(min=0, help="Seconds before the bout.")] = 3.0,
+    post_s: Annotated[float, typer.Option(min=0, help="Seconds after it.")] = 3.0,
+) -> None:
+    """Cut a clip of every bout: once for a folder, until stopped for a running system."""
+    from mbr_live.clips import CLIPS_FOLDER
+    from mbr_live.clips_program import clips_program, follow_clips_program
+
+    if source.is_file():
+        follow_clips_program(load_config(source))
+    else:
+        clips_program(source, out or source / CLIPS_FOLDER, behaviour or [], pre_s=pre_s, post_s=post_s)
+
+
+@app.command()
 def monitor(config: ConfigFile) -> None:
     """The monitor process: metrics for Prometheus, and the alarm command (needs the extra `service`)."""
     try:

@@ -115,6 +115,9 @@ class Recording(_Section):
     keep_days: Annotated[float, Field(gt=0)] | None = None  # older files go
     keep_gb: Annotated[float, Field(gt=0)] | None = None  # of each camera; the oldest files go
     min_free_gb: Annotated[float, Field(ge=0)] = 1.0  # with less room on the disk recording stops, and labels go on
+    clips: tuple[str, ...] = ()  # behaviours of whose bouts clips are cut; these are kept
+    pre_s: Annotated[float, Field(ge=0, le=600)] = 3.0  # what a clip shows before the bout,
+    post_s: Annotated[float, Field(ge=0, le=600)] = 3.0  # ... and after it
 
 
 class Monitor(_Section):
@@ -131,6 +134,13 @@ class Monitor(_Section):
         return self
 
 
+class Store(_Section):
+    """A database that is kept up to date with the logs."""
+
+    url: Annotated[str, Field(min_length=1)]  # sqlite:///PATH or postgresql+psycopg://USER@HOST/DATABASE
+    every_s: Annotated[float, Field(ge=1, le=86400)] = 30.0
+
+
 class Config(_Section):
     """A live system."""
 
@@ -139,6 +149,7 @@ class Config(_Section):
     wire: Wire = Wire()
     recording: Recording = Recording()
     monitor: Monitor | None = None
+    store: Store | None = None
     camera: Annotated[tuple[Camera, ...], Field(min_length=1, max_length=256)]
 
     @model_validator(mode="after")

@@ -58,11 +58,12 @@ class System:
             for camera in config.camera
         ]
 
-        self.monitors = (
-            [Child("monitor", ("monitor", str(self.config_path)), logs / "monitor.log", restarts_per_minute)]
-            if config.monitor
-            else []
-        )
+        aside = {"monitor": config.monitor, "store": config.store, "clips": config.recording.clips}
+        self.aside = [
+            Child(name, (name, str(self.config_path)), logs / f"{name}.log", restarts_per_minute)
+            for name, wanted in aside.items()
+            if wanted
+        ]
 
     def __enter__(self) -> System:
         self.inference.start()
@@ -71,13 +72,14 @@ class System:
         except BaseException:
             stop_all([self.inference], STOP_WITHIN_S)
             raise
-        for child in (*self.captures, *self.monitors):
+        for child in (*self.captures, *self.aside):
             child.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        stop_all([*self.monitors, *self.captures], STOP_WITHIN_S)
+        stop_all(self.captures, STOP_WITHIN_S)
         stop_all([self.inference], STOP_WITHIN_S)
+        stop_all(self.aside, STOP_WITHIN_S)  # last: the store takes the end of the session too
 
     def _wait_until_ready(self) -> None:
         deadline_s = time.monotonic() + READY_WITHIN_S
@@ -92,7 +94,7 @@ class System:
 
     def look_after(self) -> None:
         """Restart what died; call it often."""
-        for child in (self.inference, *self.captures, *self.monitors):
+        for child in (self.inference, *self.captures, *self.aside):
             if child.revive(time.monotonic()):
                 _log.warning("%s had died and was restarted (%d times so far)", child.name, child.restarts)
             elif child.failed and child not in self._given_up:

@@ -111,7 +111,8 @@ def _exists(user: str) -> bool:
 def _members(config: Config) -> list[str]:
     """The services of a system."""
     members = ["mbr-infer.service", *(f"mbr-capture@{camera.name}.service" for camera in config.camera)]
-    return [*members, "mbr-monitor.service"] if config.monitor else members
+    aside = {"monitor": config.monitor, "store": config.store, "clips": config.recording.clips}
+    return [*members, *(f"mbr-{name}.service" for name, wanted in aside.items() if wanted)]
 
 
 def _file_of(member: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from io import FileIO
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -219,19 +219,44 @@ class LabelRow:
     labels: tuple[int, ...]
 
 
-def read_labels(path: Path, manifest: Manifest | None = None) -> Iterator[LabelRow]:
-    """The rows of a label log; with `manifest`, it must be a log of that bundle's behaviours."""
-    with path.open(newline="") as lines:
-        reader = csv.reader(lines)
-        header = next(reader, [])
+def read_labels(
+    path: Path, manifest: Manifest | None = None, *, from_frame: int = 0, growing: bool = False
+) -> Iterator[LabelRow]:
+    """The rows of a label log, from a frame on; with `manifest`, it must be a log of that bundle's behaviours.
+
+    `growing`: the log may be written to meanwhile, so a last row without an end is not one yet.
+    """
+    with path.open("rb") as file:
+        header = next(csv.reader([file.readline().decode()]), [])
         behaviours = len(_logged(path, header))
         if manifest is not None and ",".join(header) != label_header(manifest):
             raise MbrError(
                 f"{path}: this log has the columns {','.join(header)!r}, the bundle {manifest.name} writes "
                 f"{label_header(manifest)!r}. Use the bundle that the session began with, or another folder."
             )
-        for row in reader:
+        if from_frame:
+            _seek_row(file, from_frame)
+        lines = (line.decode() for line in file if not growing or line.endswith(b"\n"))
+        for row in csv.reader(lines):
             yield _label_row(path, row, behaviours)
+
+
+def _seek_row(file: BinaryIO, frame: int) -> None:
+    """Go to the first row of a label log whose frame is not before `frame`; the log holds every frame, in order."""
+    low, high = file.tell(), file.seek(0, os.SEEK_END)
+    while low < high:
+        file.seek((low + high) // 2)
+        file.readline()  # to the start of a row
+        start = file.tell()
+        line = file.readline()
+        if line.endswith(b"\n") and int(line.partition(b",")[0]) < frame:
+            low = start + len(line)
+        else:
+            high = (low + high) // 2
+    file.seek(low)
+    while (line := file.readline()).endswith(b"\n") and int(line.partition(b",")[0]) < frame:
+        low = file.tell()
+    file.seek(low)
 
 
 def logged_behaviours(path: Path) -> tuple[str, ...]:

@@ -194,10 +194,13 @@ class Recording:
         """Number of ticks of the session."""
         return self.last_index + 1
 
-    def frames(self, camera: str) -> Iterator[Frame]:
-        """The recorded frames, with the ticks and times of the live session."""
+    def frames(self, camera: str, *, from_frame: int = 0) -> Iterator[Frame]:
+        """The recorded frames, with the ticks and times of the live session,
+        from the file that holds `from_frame` on.
+        """
         rows = read_journal(self.path)
-        for segment in self.segments:
+        before = sum(first_tick_of(segment) <= from_frame for segment in self.segments)
+        for segment in self.segments[max(0, before - 1) :]:
             rows = _from_tick(first_tick_of(segment), rows)
             # Pictures first: zip must not take the row of the next segment when the pictures end.
             for pixels, (index, source_frame, time_ns) in zip(_segment_pictures(segment), rows, strict=False):

@@ -1,0 +1,71 @@
+"""Clips of bouts show the bout, and what came before and after."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import av
+import numpy as np
+from live import mbr_live, played, system_config
+
+from mbr_live.clips import Clip, clips_of, cut
+from mbr_live.config import Recording
+from mbr_live.run import System
+from mbr_live.sinks import BOUTS_HEADER, read_run, write_run
+from mbr_live.sources import VideoFile, sampled
+
+
+def pictures(path: Path) -> list[np.ndarray]:
+    with av.open(str(path)) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def with_bouts(folder: Path, name: str, *bouts: tuple[str, int, int]) -> None:
+    """A bout log of our own, so that the test does not depend on what a network says."""
+    rows = [
+        f"{what},{start},{stop},{start / 10:.1f},{(stop + 1) / 10:.1f},{(stop + 1 - start) / 10:.1f},0.9,1"
+        for what, start, stop in bouts
+    ]
+    (folder / f"{name}.bouts.csv").write_text("\n".join([BOUTS_HEADER, *rows]) + "\n")
+
+
+def test_clips_of_a_file_show_the_frames_around_each_bout(box_video: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    assert mbr_live("batch", box_video, "--out", labels).returncode == 0
+    with_bouts(labels, "box", ("grooming", 40, 59), ("rearing", 50, 52), ("grooming", 5, 9), ("rearing", 110, 119))
+    done = mbr_live("clips", labels, "--pre-s", "1", "--post-s", "2")
+    assert done.returncode == 0 and "4 new clips" in done.stdout, done.stderr
+    truth = {frame.index: frame.pixels for frame in sampled(VideoFile(box_video), "box")}
+    spans = {"grooming.40": (30, 79), "rearing.50": (40, 72), "grooming.5": (0, 29), "rearing.110": (100, 119)}
+    assert {path.name for path in (labels / "clips").iterdir()} == {f"box.{name}.mp4" for name in spans}
+    for name, (first, last) in spans.items():
+        shown = pictures(labels / "clips" / f"box.{name}.mp4")
+        assert len(shown) == last - first + 1
+        for picture, tick in zip(shown, range(first, last + 1), strict=True):
+            assert np.abs(picture.astype(int) - truth[tick].astype(int)).mean() < 6
+    done = mbr_live("clips", labels, "--pre-s", "1", "--post-s", "2")
+    assert "0 new clips" in done.stdout
+    done = mbr_live("clips", labels, "--behaviour", "grooming", "--out", tmp_path / "g")
+    assert "2 new clips" in done.stdout
+    assert mbr_live("clips", tmp_path / "g").returncode == 2
+
+
+def test_a_running_session_gives_clips_of_what_is_closed(box_video: Path, tmp_path: Path) -> None:
+    live = system_config(tmp_path / "live", played(box_video, speed=2))
+    camera = live.camera[0].model_copy(update={"record": "lossless"})
+    settings = Recording(segment_minutes=1 / 30, clips=("grooming",), pre_s=0.5, post_s=0.5)
+    with System(live.model_copy(update={"camera": (camera,), "recording": settings})) as system:
+        for _ in range(150):
+            system.look_after()
+            subprocess.run(["sleep", "0.1"], check=True)
+            if system.ended:
+                break
+    found = sorted(path.name for path in (live.out / "clips").glob("*")) if (live.out / "clips").exists() else []
+    expected = [clip.file_name for clip in clips_of(live.out, "box", ["grooming"], 0.5, 0.5)]
+    assert found == sorted(expected)
+    # As while it ran: what lies beyond the last closed file waits.
+    run = read_run(live.out / "box.run.json")
+    write_run(live.out / "box.run.json", run.model_copy(update={"exit_status": "running"}))
+    clips = [Clip("box", "x", 3, 0, 10), Clip("box", "x", 30, 25, 10_000)]
+    assert [path.name for path in cut(live.out, clips, tmp_path / "some")] == ["box.x.3.mp4"]

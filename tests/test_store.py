@@ -1,0 +1,241 @@
+"""The store says what the logs say, to the frame, however often and whenever it is brought up to date."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from live import mbr_live, simulated, system_config
+from sqlalchemy import Engine, delete, func, select
+from sqlalchemy.orm import Session
+
+from mbr_live.bundle import Bundle
+from mbr_live.config import Store
+from mbr_live.run import System
+from mbr_live.sinks import RunManifest, SessionLog, read_labels, write_run
+from mbr_live.store import store_folder
+from mbr_live.store_tables import BoutRow, SessionRow, TotalRow, UnknownRow, open_store
+from mbr_live.types import UNKNOWN, Decision, MbrError, Status
+
+
+def manifest(bundle: Bundle, **changes: object) -> RunManifest:
+    run = RunManifest(
+        recording="cage", mode="live", exit_status="running", started=datetime(2026, 1, 1, tzinfo=UTC).isoformat(),
+        bundle="demo", bundle_sha256=bundle.sha256, engine="openvino", versions={}, sources=[],
+    )  # fmt: skip
+    return run.model_copy(update=changes)
+
+
+def decision(index: int, status: Status, on: int, ticks: int = 1) -> Decision:
+    known = status is Status.OK
+    nan = float("nan")
+    return Decision(
+        "cage", index, UNKNOWN if status is Status.GAP else index, index * 10**8, status, nan, nan,
+        (0.9 if on else 0.1, 0.1) if known else (), (on, 0) if known else (UNKNOWN, UNKNOWN), ticks,
+    )  # fmt: skip
+
+
+def says_what_the_logs_say(database: Engine, folder: Path, ended: bool = True) -> None:
+    rows = list(read_labels(folder / "cage.labels.csv"))
+    runs = [list(each) for _, each in groupby(rows, key=lambda row: row.status)]
+    if not ended and runs and runs[-1][0].status != "ok":
+        rows = rows[: -len(runs.pop())]
+    with Session(database) as session:
+        (row,) = session.scalars(select(SessionRow)).all()
+        assert row.frames == len(rows)
+        stretches = session.execute(select(UnknownRow.start_frame, UnknownRow.stop_frame, UnknownRow.status)).all()
+        expected = [(run[0].index, run[-1].index, run[0].status) for run in runs if run[0].status != "ok"]
+        assert sorted(map(tuple, stretches)) == expected
+        for k, name in enumerate(("grooming", "rearing")):
+            total = session.get(TotalRow, (row.id, name))
+            counts = [sum(each.labels[k] == value for each in rows) for value in (1, 0, UNKNOWN)]
+            assert total is not None
+            assert [total.on_frames, total.off_frames, total.unknown_frames] == counts
+        lines = (folder / "cage.bouts.csv").read_text().splitlines()[1:]
+        bouts = session.scalars(select(BoutRow).order_by(BoutRow.start_frame)).all()
+        shown = [
+            f"{b.behaviour},{b.start_frame},{b.stop_frame},{b.start_s:.1f},{b.stop_s:.1f},{b.duration_s:.1f},"
+            f"{b.mean_p:.4f},{int(b.complete)}"
+            for b in bouts
+        ]
+        assert sorted(shown) == sorted(lines)
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("rows"), st.sampled_from(list(Status)), st.integers(0, 1), st.integers(1, 30)),
+        st.tuples(st.sampled_from(["store", "stop", "crash"]), st.just(Status.OK), st.just(0), st.just(0)),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+@settings(max_examples=40)
+@given(steps=STEPS)
+def test_however_it_grows_the_store_says_the_same(
+    steps: list[tuple[str, Status, int, int]], tmp_path_factory: pytest.TempPathFactory, demo_bundle: Bundle
+) -> None:
+    folder = tmp_path_factory.mktemp("logs")
+    database = open_store(f"sqlite:///{folder / 'mbr.sqlite'}")
+    labels, bouts = folder / "cage.labels.csv", folder / "cage.bouts.csv"
+    write_run(folder / "cage.run.json", manifest(demo_bundle))
+    log, last = SessionLog.resume(labels, bouts, demo_bundle.manifest)
+    for what, status, on, count in steps:
+        if what == "rows":
+            ticks = [count] if status is Status.GAP else [1] * count
+            for each in ticks:
+                log.write(decision(last + 1, status, on, each))
+                last += each
+        elif what == "store":
+            store_folder(folder, database)
+            says_what_the_logs_say(database, folder, ended=False)
+        else:  # the bout log is made anew, after a clean stop as after a crash
+            if what == "stop":
+                log.close()
+            for file in (log._labels, log._bouts):
+                file.close()
+            log, last = SessionLog.resume(labels, bouts, demo_bundle.manifest)
+    log.close()
+    write_run(folder / "cage.run.json", manifest(demo_bundle, exit_status="complete"))
+    store_folder(folder, database)
+    says_what_the_logs_say(database, folder)
+    assert all(each.frames == each.bouts == 0 for each in store_folder(folder, database))  # nothing comes twice
+    database.dispose()
+
+
+def test_a_row_that_is_being_written_is_not_one_yet_and_rows_that_were_lost_go(
+    tmp_path: Path, demo_bundle: Bundle
+) -> None:
+    database = open_store(f"sqlite:///{tmp_path / 'mbr.sqlite'}")
+    write_run(tmp_path / "cage.run.json", manifest(demo_bundle))
+    log = SessionLog.create(tmp_path / "cage.labels.csv", tmp_path / "cage.bouts.csv", demo_bundle.manifest)
+    for index in range(50):
+        log.write(decision(index, Status.OK, 0))
+    log.close()
+    labels = tmp_path / "cage.labels.csv"
+    whole = labels.read_bytes()
+    labels.write_bytes(whole[:-10])
+    assert [each.frames for each in store_folder(tmp_path, database)] == [49]
+    labels.write_bytes(whole)
+    assert [each.frames for each in store_folder(tmp_path, database)] == [1]
+    labels.write_bytes(b"".join(whole.splitlines(keepends=True)[:30]))  # a power cut
+    store_folder(tmp_path, database)
+    says_what_the_logs_say(database, tmp_path)
+    database.dispose()
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 300), st.data())
+def test_reading_from_a_frame_on_is_reading_and_leaving_out(
+    tmp_path_factory: pytest.TempPathFactory, demo_bundle: Bundle, count: int, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("log")
+    log = SessionLog.create(folder / "labels.csv", folder / "bouts.csv", demo_bundle.manifest)
+    for index in range(count):
+        log.write(decision(index, Status.LOST if index * 7 % 5 else Status.OK, 0))
+    log.close()
+    first = data.draw(st.integers(0, count + 5))
+    rows = [row.index for row in read_labels(folder / "labels.csv", from_frame=first)]
+    assert rows == list(range(first, count))
+
+
+@pytest.fixture
+def postgresql(tmp_path: Path) -> Iterator[str]:
+    """A real server, with a database of its own."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    initdb = Path(shutil.which("initdb") or (found[-1] if found else ""))
+    if not initdb.is_file():
+        pytest.skip("no PostgreSQL server here (Debian: apt-get install postgresql)")
+    data, user = tmp_path / "pg", _server_user(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def run(program: str, *arguments: str) -> None:
+        command = [str(initdb.with_name(program)), *arguments]
+        log = tmp_path / f"{program}.log"
+        with log.open("w") as words:
+            done = subprocess.run(command, user=user, cwd=tmp_path, stdout=words, stderr=words, timeout=60, check=False)
+        assert done.returncode == 0, log.read_text()
+
+    options = f"-p {port} -k {tmp_path} -h 127.0.0.1"
+    run("initdb", "-D", str(data), "-U", "mbr", "--auth=trust", "--no-sync")
+    run("pg_ctl", "-D", str(data), "-w", "-l", str(tmp_path / "server.log"), "-o", options, "start")
+    yield f"postgresql+psycopg://mbr@127.0.0.1:{port}/postgres"
+    run("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
+
+
+def _server_user(folder: Path) -> str | None:
+    """PostgreSQL refuses to run as root."""
+    if os.getuid():
+        return None
+    nobody = pwd.getpwnam("nobody")
+    for each in (folder, *folder.parents[:2]):
+        each.chmod(0o755)
+    os.chown(folder, nobody.pw_uid, nobody.pw_gid)
+    return "nobody"
+
+
+def test_a_running_system_in_postgresql(postgresql: str, tmp_path: Path) -> None:
+    config = system_config(tmp_path / "live", simulated("cage"))
+    with System(config.model_copy(update={"store": Store(url=postgresql, every_s=1)})) as system:
+        for _ in range(90):
+            system.look_after()
+            subprocess.run(["sleep", "0.1"], check=True)
+        database = open_store(postgresql)
+        with Session(database) as session:
+            (before,) = session.scalars(select(SessionRow)).all()
+            assert before.exit_status == "running" and before.mode == "live"
+    says_what_the_logs_say(database, config.out)
+    with Session(database) as session:
+        (after,) = session.scalars(select(SessionRow)).all()
+        assert after.exit_status == "complete" and after.frames > 40 and (after.origin_ns or 0) > 10**18
+        session.execute(delete(SessionRow))
+        session.commit()
+        assert session.scalar(select(func.count()).select_from(UnknownRow)) == 0
+    database.dispose()
+
+
+def test_files_in_sqlite_and_what_people_ask_of_it(box_video: Path, tmp_path: Path) -> None:
+    done = mbr_live("batch", box_video, "--out", tmp_path / "labels")
+    assert done.returncode == 0, done.stderr
+    store = f"sqlite:///{tmp_path / 'mbr.sqlite'}"
+    for _ in range(2):
+        done = mbr_live("store", tmp_path / "labels", "--url", store)
+        assert done.returncode == 0, done.stderr
+    with closing(sqlite3.connect(tmp_path / "mbr.sqlite")) as reader:
+        assert reader.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        asked = (
+            "SELECT recording, frames, count(behaviour) FROM sessions LEFT JOIN bouts ON session_id = id GROUP BY id"
+        )
+        bouts = len((tmp_path / "labels" / "box.bouts.csv").read_text().splitlines()) - 1
+        assert reader.execute(asked).fetchall() == [("box", 120, bouts)]
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", "no address of a database"),
+        ("postgresql+psycopg://mbr:secret@127.0.0.1:1/x", "password"),
+        ("postgresql+psycopg://mbr@127.0.0.1:1/x", "cannot be used"),
+        ("sqlite:////nowhere/mbr.sqlite", "cannot be used"),
+        ("oracle+nothing://mbr@host/x", "cannot be used"),
+    ],
+)
+def test_a_store_that_cannot_be_used_is_explained(url: str, words: str) -> None:
+    with pytest.raises(MbrError, match=words) as error:
+        open_store(url)
+    assert "secret" not in str(error.value)
