@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -26,6 +27,9 @@ _HALF = (0.5, 0.5, 0.5)
 _HEADS = ("fc.", "classif.", "last_linear.")  # the classifiers of published files, which are left out here
 _COUNTER = "num_batches_tracked"  # of a batch normalisation; older files lack it, and nothing reads it
 _FLOOR = 1e-6
+_UNREADABLE = (
+    OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError, safetensors.SafetensorError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +120,7 @@ def file_hash(weights_file: Path) -> str:
 
 def _network(name: str, *, with_weights: bool = False) -> nn.Module:
     try:
-        import timm
+        import timm  # takes seconds, and most trainings need none of it
     except ModuleNotFoundError as error:
         raise MbrError(
             f"Extractor {name}: {error.name} is not installed. Run: pip install 'mbr-live[train]'"
@@ -157,11 +161,9 @@ def _read(weights_file: Path) -> dict[str, Tensor]:
     file_hash(weights_file)
     try:
         if weights_file.suffix == ".safetensors":
-            from safetensors.torch import load
-
-            return load(weights_file.read_bytes())
+            return safetensors.torch.load(weights_file.read_bytes())
         found = torch.load(weights_file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except _UNREADABLE as error:
         raise _unreadable(
             weights_file, str(error).strip().splitlines()[0] if str(error) else type(error).__name__
         ) from error

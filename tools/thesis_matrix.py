@@ -33,7 +33,7 @@ from mbr_live.comparison import LabelFolder
 from mbr_live.dataset import ModelSettings, cache_folder, key_of, read_dataset
 from mbr_live.engine import OpenVinoEngine
 from mbr_live.evaluate_program import truths, write_report
-from mbr_live.extractor_config import OWN
+from mbr_live.extractor_config import FROM_SCRATCH, IMAGENET, OWN
 from mbr_live.metrics import BinaryScores, Evaluation
 from mbr_live.sinks import write_atomically
 from mbr_live.train import train
@@ -263,7 +263,8 @@ def dataset_file(cell: Cell, options: argparse.Namespace) -> str:
     """The dataset file of a model, TOML."""
     model = {"extractor": cell.extractor, **INPUTS[cell.inputs], "kinematics": cell.kinematics}
     if options.weights and cell.extractor not in OWN:
-        model["weights"] = options.weights
+        named = options.weights in (FROM_SCRATCH, IMAGENET)
+        model["weights"] = options.weights if named else str(Path(options.weights).resolve())
     tables: dict[str, dict[str, Any]] = {"model": {**model, "temporal": TEMPORAL[cell.temporal]}, "training": {}}
     if cell.augment == "no":
         # Of every change of single frames the least. Mirroring, which no label depends on, stays.
