@@ -327,7 +327,7 @@ def _toml(value: Any) -> str:
 
 
 def report(results: Sequence[Result], behaviours: Sequence[str], conditions: Sequence[str]) -> str:
-    """The tables, Markdown: a row per model, and below it what the thesis had with such a temporal network."""
+    """The tables, Markdown: a row per model, and below them what the thesis had with such temporal networks."""
     shown = " / ".join(conditions)
     lines = [
         f"Figures of {shown}. The rows of the thesis are of one real recording of each condition, ours are of "
@@ -342,19 +342,20 @@ def report(results: Sequence[Result], behaviours: Sequence[str], conditions: Seq
             "| model | accuracy | precision | recall | PR-AUC | F1 | F1, all frames |",
             "|---|---|---|---|---|---|---|",
         ]
-        for result in results:
-            lines.append(_row(result, behaviour, conditions))
-            lines += _thesis_row(result.cell["temporal"], behaviour, conditions)
+        lines += [_row(result, behaviour, conditions) for result in results]
+        networks = dict.fromkeys(result.cell["temporal"] for result in results)
+        lines += [line for network in networks for line in _thesis_row(network, behaviour, conditions)]
     return "\n".join(lines) + "\n"
 
 
 def _row(result: Result, behaviour: str, conditions: Sequence[str]) -> str:
     of_condition = result.figures[behaviour]
     cells = (" / ".join(_shown(getattr(of_condition[name], figure)) for name in conditions) for figure in FIGURES)
-    name = ", ".join(
-        tuple(result.cell[axis] for axis in ("temporal", "extractor", "inputs", "kinematics"))
-        + (("not augmented",) if result.cell["augment"] == "no" and result.cell["extractor"] != "none" else ())
-    )
+    cell = result.cell
+    seen = [] if cell["extractor"] == "none" else [cell["extractor"], cell["inputs"]]
+    seen += [] if cell["kinematics"] == "none" else [f"kinematics {cell['kinematics']}"]
+    seen += ["not augmented"] if cell["augment"] == "no" and cell["extractor"] != "none" else []
+    name = ", ".join((cell["temporal"], *seen))
     return f"| {name} | {' | '.join(cells)} | {_shown(of_condition['all'].f1)} |"
 
 
