@@ -56,8 +56,8 @@ def fine_tune(
         curves.learnt("fine-tuning", step + 1, loss, temporal)
         progress("fine-tuning", step + 1, tuning.steps)
         if ((step + 1) % every == 0 or step + 1 == tuning.steps) and best.check(score(), step + 1):
+            progress("fine-tuning", tuning.steps, tuning.steps)
             break
-    progress("fine-tuning", tuning.steps, tuning.steps)
     best.restore()
     return best.step
 

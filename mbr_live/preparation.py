@@ -44,7 +44,7 @@ from mbr_live.types import CROP_PX, UNKNOWN, Image, MbrError, Sighting
 log = logging.getLogger(__name__)
 
 # The modules that crops and channels depend on; a change of one of them makes these anew.
-CROPPED_BY = ("background.py", "blindness.py", "locate.py", "sampler.py", "sources.py")
+CROPPED_BY = ("background.py", "blindness.py", "locate.py", "sampler.py", "segments.py", "sources.py")
 CUT_BY = (*CROPPED_BY, "silhouette.py")
 MEASURED_BY = (*CUT_BY, "arena.py", "kinematics.py")
 

@@ -62,7 +62,8 @@ def train_on_sequences(
             progress("sequences", before + step, len(learners) * steps)
 
         taken += _learn(learner, number, lessons, validation, inputs, settings, checkpoints, told)
-        progress("sequences", (number + 1) * steps, len(learners) * steps)
+        if settings.early_stopping.patience_checks:  # it may have stopped before
+            progress("sequences", (number + 1) * steps, len(learners) * steps)
     return taken
 
 
