@@ -28,7 +28,7 @@ from mbr_live.annotation_formats import read_annotations
 from mbr_live.annotations import Annotations, Finding, ProblemKind, Severity
 from mbr_live.augmentation import Augmentation, RecordingAugmentation
 from mbr_live.extractor_config import FROM_SCRATCH, IMAGENET, OWN, PictureSettings
-from mbr_live.kinematics import ALL, CHANNELS, SHAPE
+from mbr_live.kinematics import CHANNELS, SETS
 from mbr_live.recordings import (
     NO_RANDOM,
     Clip,
@@ -43,6 +43,7 @@ from mbr_live.recordings import (
     clip_findings,
     clip_specs,
     folder_specs,
+    listed,
     simulated_spec,
     video_spec,
     with_splits,
@@ -80,12 +81,22 @@ class BehaviourSpec(Section):
 class ModelSettings(PictureSettings):
     """What the networks are, and what they see."""
 
-    kinematics: (
-        Literal["none", "all", "shape"] | Annotated[tuple[Literal["all", "shape"], ...], Field(min_length=1)]
-    ) = "none"
+    kinematics: str | Annotated[tuple[str, ...], Field(min_length=1)] = "none"  # sets, joined by "+"
     temporal: TemporalConfig = TcnConfig()
     ensemble: Annotated[int, Field(ge=1, le=32)] = 1  # temporal networks whose logits are averaged
     behaviours: Literal["joint", "separate"] = "joint"  # separate: temporal networks of its own for every behaviour
+
+    @field_validator("kinematics")
+    @classmethod
+    def _known_sets(cls, kinematics: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for sets in () if kinematics == "none" else listed(kinematics):
+            channels = [channel for name in sets.split("+") for channel in SETS.get(name, ())]
+            if set(sets.split("+")) - set(SETS) or len(set(channels)) < len(channels):
+                raise ValueError(
+                    f"found {sets!r}, expected 'none', one of {', '.join(SETS)}, several that share no channel joined "
+                    "as in 'all+arena', or a list of these for an ensemble"
+                )
+        return kinematics
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -100,10 +111,8 @@ class ModelSettings(PictureSettings):
         """The kinematic channels of the members, who take these sets in turn; none: they take no kinematics."""
         if self.kinematics == "none":
             return ()
-        sets = {"all": ALL, "shape": SHAPE}
-        return tuple(
-            sets[name] for name in ([self.kinematics] if isinstance(self.kinematics, str) else self.kinematics)
-        )
+        sets = listed(self.kinematics)
+        return tuple(tuple(chain.from_iterable(SETS[name] for name in each.split("+"))) for each in sets)
 
     @property
     def channels(self) -> tuple[str, ...]:

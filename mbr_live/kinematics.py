@@ -15,9 +15,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mbr_live import walls
 from mbr_live.background import Grey
 from mbr_live.silhouette import SIDE, Silhouette, view
 from mbr_live.types import MbrError
+from mbr_live.walls import NO_WALLS, Walls
 
 VERSION = 1
 """Of what the channels mean; a network is run on the channels that it was trained on, or not at all."""
@@ -51,7 +53,13 @@ _LIGHT = ("grey_top_ref", "grey_middle_ref")  # against their running means
 SHAPE = (*_OF_SIZE, *(name for name in ALL if name not in _ABSOLUTE), *_LIGHT)
 """Channels without scale, place and the light of the room, for a camera that a model was not trained on."""
 
-CHANNELS = (*ALL, *_OF_SIZE, *_LIGHT)
+ARENA = walls.NAMES
+"""Channels of where the animal is in its arena, for what differs by that: rearing in the open and against a wall."""
+
+SETS = {"all": ALL, "shape": SHAPE, "arena": ARENA}
+"""The channels by the name of their set."""
+
+CHANNELS = (*ALL, *_OF_SIZE, *_LIGHT, *ARENA)
 """All channels that are computed, in this order."""
 
 Channels = NDArray[np.float32]
@@ -68,6 +76,11 @@ class KinematicState:
     references: tuple[float, ...] = (0.0, 0.0, 0.0)  # means of log height, log size and y, in windows
     light: tuple[float, ...] = (0.0, 0.0)  # means of the grey of the upper and the middle third
     frames: int = 0  # until all are means over their time constants
+    walls: Walls = NO_WALLS
+
+    def after_reset(self) -> KinematicState:
+        """What is left when a lane is reset: the walls, which do not depend on an unbroken sequence."""
+        return KinematicState(walls=self.walls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +137,18 @@ def kinematics(now: Silhouette, state: KinematicState) -> tuple[Channels, Kinema
     size = max(known["size"], 0.02)
     known |= {f"{name}_of_size": min(known[name] / size, 4.0) for name in _SCALED}
     known |= {name: level - mean for name, level, mean in zip(_LIGHT, grey, light, strict=True)}
+    where, outline = walls.distances(x, y, _outline_px(now), now.window_px, state.walls)
+    known |= zip(ARENA, where, strict=True)
     frames = min(state.frames + 1, LIGHT_FRAMES)
-    after = KinematicState(now, trail, bottom_px, references, light, frames)
+    after = KinematicState(now, trail, bottom_px, references, light, frames, outline)
     return np.array(tuple(known.values()), np.float32), after
+
+
+def _outline_px(now: Silhouette) -> walls.Points:
+    """Corners of the body's convex hull, px of the frame."""
+    cells = np.asarray(cv2.convexHull(cv2.findNonZero(now.body)), np.float32)[:, 0]
+    middle, cell = (SIDE - 1) / 2, now.window_px / SIDE
+    return np.asarray(np.array((now.x_px, now.y_px)) + (cells - middle) * cell, np.float32)
 
 
 def _measured(body: Grey) -> _Form:

@@ -144,7 +144,7 @@ class Pipeline:
                 crop = locate.crop(frame.pixels, sighting.x_px, sighting.y_px, window_px)
         if cut and self.manifest.kinematics:
             if frame.index - state.known_index > self.manifest.max_gap_frames + 1:
-                moved = KinematicState()  # the lane has been reset since
+                moved = moved.after_reset()  # as the lane has been since
             every, moved = kinematics(cut, moved)
             channels = every[self._channels]
         after = replace(state, kinematics=moved, known_index=frame.index)

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 # The modules that crops and channels depend on; a change of one of them makes these anew.
 CROPPED_BY = ("background.py", "blindness.py", "locate.py", "sampler.py", "segments.py", "sources.py")
 CUT_BY = (*CROPPED_BY, "silhouette.py")
-MEASURED_BY = (*CUT_BY, "kinematics.py")
+MEASURED_BY = (*CUT_BY, "walls.py", "kinematics.py")
 VARIED_BY = (*MEASURED_BY, "variation.py")
 
 _MAPPED_FROM_BYTES = 8 << 20
@@ -244,11 +244,11 @@ class _Measured:
     def __init__(self, draws: Sequence[Draw]) -> None:
         self._draws = draws
         self._values: list[list[NDArray[np.float32]]] = [[] for _ in (None, *draws)]
-        self.reset()
+        self._states = [KinematicState()] * (1 + len(draws))
 
     def reset(self) -> None:
         """As the pipeline resets a lane."""
-        self._states = [KinematicState()] * (1 + len(self._draws))
+        self._states = [state.after_reset() for state in self._states]
 
     def add(self, seen: Silhouette) -> None:
         for lane, shown in enumerate((seen, *(varied(seen, each) for each in self._draws))):

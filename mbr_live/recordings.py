@@ -49,7 +49,7 @@ class SimulatedRecording(Section):
     condition: str
     seed: Annotated[int, Field(ge=0)]
     minutes: Annotated[float, Field(gt=0.0, le=120.0)]
-    split: Annotated[Literal["train", "validation"], BeforeValidator(_no_random_split)]
+    split: Annotated[Split, BeforeValidator(_no_random_split)]
 
     @property
     def name(self) -> str:
@@ -157,7 +157,7 @@ def simulated_spec(entry: SimulatedRecording) -> RecordingSpec:
 
 def video_spec(entry: VideoRecording, folder: Path, default_group: str | None) -> RecordingSpec:
     """The recording of one `[[recordings]]` entry; `default_group` "" stands for a group of its own."""
-    videos, labels = (tuple(folder / each for each in _listed(value)) for value in (entry.video, entry.labels))
+    videos, labels = (tuple(folder / each for each in listed(value)) for value in (entry.video, entry.labels))
     if not videos:
         raise MbrError(f"Recording {entry.name}: it has no video. Give video = 'path', or a list of paths to join.")
     name = entry.name or videos[0].stem
@@ -190,7 +190,7 @@ def folder_specs(entry: VideoFolder, folder: Path, default_group: str | None) ->
             VideoRecording(
                 name=_filled(entry.name, path.stem),
                 video=str(path),
-                labels=tuple(_filled(each, path.stem) for each in _listed(entry.labels)),
+                labels=tuple(_filled(each, path.stem) for each in listed(entry.labels)),
                 format=entry.format,
                 group=group,
                 camera=entry.camera,
@@ -266,7 +266,8 @@ def _videos(paths: Iterable[Path]) -> list[Path]:
     return sorted(path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES)
 
 
-def _listed(value: str | tuple[str, ...]) -> tuple[str, ...]:
+def listed(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    """One or several, as several."""
     return (value,) if isinstance(value, str) else value
 
 

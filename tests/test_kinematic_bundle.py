@@ -17,7 +17,7 @@ from mbr_live import checkpoints, sources  # noqa: E402
 from mbr_live.batch import Job, run_job  # noqa: E402
 from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, check_live, load_bundle, write_bundle  # noqa: E402
 from mbr_live.dataset import ModelSettings, TrainingSettings, read_dataset, video_files  # noqa: E402
-from mbr_live.kinematics import ALL, CHANNELS, SHAPE, VERSION  # noqa: E402
+from mbr_live.kinematics import ALL, ARENA, CHANNELS, SHAPE, VERSION  # noqa: E402
 from mbr_live.models import export_onnx  # noqa: E402
 from mbr_live.openvino_engine import OpenVinoEngine  # noqa: E402
 from mbr_live.pipeline import LaneState, Pipeline  # noqa: E402
@@ -40,7 +40,7 @@ simulated = [
 
 [model]
 extractor = "none"
-kinematics = ["all", "shape"]
+kinematics = ["all", "shape+arena"]
 ensemble = 3
 temporal = { kind = "tcn", channels = 8, blocks = 2 }
 
@@ -150,7 +150,7 @@ def test_a_bundle_without_a_feature_network(moves: Bundle, cache: Path) -> None:
     assert {b.enter for b in manifest.behaviours} == {b.exit for b in manifest.behaviours} == {0.5}
     assert manifest.training.steps == {"sequences": 9}
     card = moves.read(CARD).decode()
-    assert "38 kinematic channels" in card and "152 px" in card
+    assert f"{len(CHANNELS)} kinematic channels" in card and "152 px" in card
     assert not list(cache.glob("*.crops.npy"))
     with pytest.raises(MbrError, match="no feature network"):
         OpenVinoEngine(moves).features(np.zeros((1, 160, 160, 3), np.uint8))
@@ -230,6 +230,9 @@ def test_a_long_gap_forgets_movement_and_a_blind_frame_changes_none(pipeline: Pi
     assert bridged.sight.kinematics.frames == 21
     _, reset = next(passed(pipeline, [replace(frames[20], index=21 + longest)], state))
     assert reset.sight.kinematics.frames == 1
+    # But the walls are still where they were.
+    before, after = state.sight.kinematics.walls.reach, reset.sight.kinematics.walls.reach
+    assert len(before) == len(after) and all(far >= near for near, far in zip(before, after, strict=True))
 
 
 def test_other_channels_than_are_computed(moves: Bundle) -> None:
@@ -358,8 +361,9 @@ def test_a_dataset_file_may_ask_for_networks_that_look_ahead(cache: Path, box_vi
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('kinematics = ["all", "shape"]', 'kinematics = "none"', "would see nothing"),
-        ('kinematics = ["all", "shape"]', 'kinematics = "some"', "model.kinematics"),
+        ('kinematics = ["all", "shape+arena"]', 'kinematics = "none"', "would see nothing"),
+        ('kinematics = ["all", "shape+arena"]', 'kinematics = "some"', "model.kinematics"),
+        ('kinematics = ["all", "shape+arena"]', 'kinematics = "all+shape"', "share no channel"),
         ("ensemble = 3", "ensemble = 1", "at least as many members"),
         ("temporal = {", 'temporal = [{ kind = "lstm", offline = true }]\nother = {', "model.temporal"),
         ('kind = "tcn", channels = 8, blocks = 2', 'kind = "tcn", offline = true', "model.temporal.tcn.offline"),
@@ -378,6 +382,7 @@ def test_defaults_are_the_trunk_and_one_network() -> None:
     assert TrainingSettings().held_weight == 1.0 and TrainingSettings().threshold == "fit"
     assert ModelSettings(kinematics="all").channels == ALL
     assert set(ModelSettings(kinematics="shape").channels) == set(SHAPE)
+    assert ModelSettings(kinematics="all+arena").channel_sets == ((*ALL, *ARENA),)
 
 
 def test_features_and_kinematics_together(
@@ -389,7 +394,7 @@ def test_features_and_kinematics_together(
     )
     text = text.replace("[training]", "[training]\nframes_per_step = 4\nframe_steps = 1")
     both = train(written(tmp_path / "both.toml", text), tmp_path / "both", progress=silent, cache=cache)
-    assert both.manifest.input_dim == both.manifest.feature_dim + 38 == 294
+    assert both.manifest.input_dim == both.manifest.feature_dim + len(CHANNELS)
     decisions = [decision for decision, _ in passed(Pipeline(both.manifest, OpenVinoEngine(both)), frames[:10])]
     assert decisions[-1].status is Status.OK
 

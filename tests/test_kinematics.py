@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mbr_live.kinematics import ALL, CHANNELS, SHAPE, VERSION, KinematicState, columns, kinematics
+from mbr_live.kinematics import ALL, ARENA, CHANNELS, SHAPE, VERSION, KinematicState, columns, kinematics
 from mbr_live.locate import LocateState
 from mbr_live.silhouette import SIDE, Silhouette, silhouette
 from mbr_live.types import Image, MbrError, Sighting
@@ -173,7 +173,8 @@ def test_light_that_stays_is_what_grey_is_measured_against() -> None:
 
 
 def test_sets_of_channels() -> None:
-    assert len(ALL) == 30 and len(SHAPE) == 28 and len(set(CHANNELS)) == len(CHANNELS) == 38
+    assert len(ALL) == 30 and len(SHAPE) == 28 and len(set(CHANNELS)) == len(CHANNELS)
+    assert set(CHANNELS) >= {*ALL, *SHAPE, *ARENA}
     assert [CHANNELS[at] for at in columns(SHAPE, VERSION)] == list(SHAPE)
     assert len(columns((), 0)) == 0
     for names, version, message in ((("whisking",), VERSION, "whisking"), (ALL, VERSION + 1, "version")):

@@ -23,10 +23,11 @@ from rich.table import Column, Table
 
 from mbr_live.bundle import FEATURES
 from mbr_live.dataset import BehaviourSpec, Dataset, ModelSettings
-from mbr_live.engine import Engine, OpenVinoEngine
+from mbr_live.engine import Engine
 from mbr_live.export import write_untaught
 from mbr_live.extractors import PUBLISHED, build_extractor
 from mbr_live.networks import temporal_of
+from mbr_live.openvino_engine import OpenVinoEngine
 from mbr_live.types import CROP_PX
 
 
