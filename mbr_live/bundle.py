@@ -38,7 +38,7 @@ TEMPORAL = "temporal.onnx"
 CARD = "card.md"
 REFERENCE = "reference.json"
 CONTENTS = (FEATURES, TEMPORAL, CARD)  # of a bundle with a feature network
-OPTIONAL = (FEATURES_INT8, REFERENCE)
+OPTIONAL = (REFERENCE,)
 
 _LOG_COLUMNS = ("frame", "source_frame", "time_ns", "status", "x_px", "y_px")
 
@@ -400,7 +400,7 @@ def check_replaceable(path: Path) -> None:
     if not path.is_dir():
         raise MbrError(f"Cannot write a bundle to {path}: it is a file. Choose another.")
     names = {entry.name for entry in path.iterdir()}
-    if names and (MANIFEST not in names or names - {MANIFEST, *CONTENTS, *OPTIONAL}):
+    if names and (MANIFEST not in names or names - {MANIFEST, *CONTENTS, FEATURES_INT8, *OPTIONAL}):
         raise MbrError(f"Cannot write a bundle to {path}: the folder holds other things. Choose another.")
 
 
