@@ -8,7 +8,7 @@ demo: .venv/run-time
 	$(BIN)/mbr-live demo
 
 test: .venv/development .venv/servers
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: .venv/development
 	$(BIN)/ruff check

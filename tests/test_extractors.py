@@ -352,7 +352,8 @@ def test_training_sees_to_the_bit_what_the_pipeline_sees(crop: str, frozen: Bund
     (video,) = cache.glob("box-3.*.mp4")
     states, seen = {"a": pipeline.start()}, {}
     for frame in sampled(VideoFile(video), "a"):
-        looks, states = pipeline.look([frame], states)
+        shown = pipeline.see(frame, states["a"].sight)
+        looks, states = pipeline.look([shown], pipeline.features([shown]), states)
         seen |= {look.decision.index: look.features for look in looks if look.features is not None}
     assert sorted(seen) == recording.ticks.tolist()
     expected = np.concatenate((engine.features(np.array(crops_of(recording))), recording.channels), axis=1)

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="training is not installed: pip inst
 
 from mbr_live import checkpoints, sources  # noqa: E402
 from mbr_live.batch import Job, run_job  # noqa: E402
-from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, check_live, load_bundle, write_bundle  # noqa: E402
+from mbr_live.bundle import CARD, FEATURES, REFERENCE, TEMPORAL, Bundle, check_live, load_bundle, write_bundle  # noqa: E402
 from mbr_live.dataset import ModelSettings, TrainingSettings, read_dataset, video_files  # noqa: E402
 from mbr_live.kinematics import ALL, ARENA, CHANNELS, SHAPE, VERSION  # noqa: E402
 from mbr_live.models import export_onnx  # noqa: E402
@@ -146,7 +146,7 @@ def test_crops_have_no_copies(tmp_path: Path) -> None:
 def test_a_bundle_without_a_feature_network(moves: Bundle, cache: Path) -> None:
     manifest = load_bundle(moves.path).manifest
     assert manifest.feature_dim == 0 and manifest.kinematics == CHANNELS and manifest.kinematics_version == VERSION
-    assert manifest.window_px == 152 and set(manifest.files) == {TEMPORAL, CARD}
+    assert manifest.window_px == 152 and set(manifest.files) == {TEMPORAL, CARD, REFERENCE}
     assert {b.enter for b in manifest.behaviours} == {b.exit for b in manifest.behaviours} == {0.5}
     assert manifest.training.steps == {"sequences": 9}
     card = moves.read(CARD).decode()

@@ -8,6 +8,7 @@ import shutil
 import socket
 import sqlite3
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -183,7 +184,9 @@ def _server_user(folder: Path) -> str | None:
     if os.getuid():
         return None
     nobody = pwd.getpwnam("nobody")
-    for each in (folder, *folder.parents[:2]):
+    for each in (folder, *folder.parents):
+        if each == Path(tempfile.gettempdir()):
+            break
         each.chmod(0o755)
     os.chown(folder, nobody.pw_uid, nobody.pw_gid)
     return "nobody"
