@@ -42,6 +42,7 @@ def latency_test(
 
     With `config`, on its first camera and its line `output`; without, simulated. MbrError where nothing was measured.
     """
+    out = out.resolve()  # the processes read it from their own configuration
     if out.exists() and any(out.iterdir()):
         raise MbrError(f"{out}: is not empty. A latency test keeps its logs there; give a new folder with --out.")
     out.mkdir(parents=True, exist_ok=True)

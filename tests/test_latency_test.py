@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 from live import mbr_live
 
@@ -15,8 +16,9 @@ from mbr_live.sinks import read_labels
 from mbr_live.trigger_log import STAGES, read_receipts
 
 
-def test_it_measures_every_stage_with_real_pulses(tmp_path: Path) -> None:
-    out = tmp_path / "latency"
+def test_it_measures_every_stage_with_real_pulses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # as people call it, with a relative path
+    out = Path("latency")
     done = mbr_live("latency-test", "--out", out, "--seconds", "6")
     assert done.returncode == 0, done.stderr
     report = json.loads((out / "latency.json").read_text())
