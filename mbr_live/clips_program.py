@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from mbr_live.clips import CLIPS_FOLDER, clips_of, cut, recordings_in
 from mbr_live.config import Config
-from mbr_live.processes import notify, stop_signal
+from mbr_live.processes import repeat
 from mbr_live.types import MbrError
 
 FOLLOW_EVERY_S = 10.0
-_LOOK_EVERY_S = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -37,16 +35,7 @@ def follow_clips_program(config: Config) -> None:
     wanted = config.recording.clips
     if not wanted:
         raise MbrError("clips: the configuration names no behaviour. Set recording.clips, such as ['grooming'].")
-    with stop_signal() as stop:
-        notify("READY=1")
-        next_s = 0.0
-        while not stop.requested:
-            notify("WATCHDOG=1")
-            if time.monotonic() >= next_s:
-                next_s = time.monotonic() + FOLLOW_EVERY_S
-                _cut_new(config)
-            time.sleep(_LOOK_EVERY_S)
-    _cut_new(config)
+    repeat(lambda: _cut_new(config), FOLLOW_EVERY_S)
 
 
 def _cut_new(config: Config) -> None:

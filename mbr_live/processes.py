@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import NoReturn
 SUPERVISOR_VARIABLE = "MBR_LIVE_SUPERVISOR"
 EXIT_USER_ERROR = 2  # something that trying again does not mend
 RESTARTS_PER_MINUTE = 5
+_LOOK_EVERY_S = 0.5
 _PAUSE_S = 0.3  # between a death and the restart
 
 
@@ -61,6 +62,20 @@ def stop_signal() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def repeat(work: Callable[[], None], every_s: float) -> None:
+    """Do `work` now, every `every_s` seconds until told to stop, and once more then; systemd hears that it goes on."""
+    with stop_signal() as stop:
+        notify("READY=1")
+        next_s = 0.0
+        while not stop.requested:
+            notify("WATCHDOG=1")
+            if time.monotonic() >= next_s:
+                next_s = time.monotonic() + every_s
+                work()
+            time.sleep(_LOOK_EVERY_S)
+    work()
 
 
 @dataclass

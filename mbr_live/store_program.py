@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 
 from rich.console import Console
@@ -12,12 +11,10 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from mbr_live.config import Config
-from mbr_live.processes import notify, stop_signal
+from mbr_live.processes import repeat
 from mbr_live.store import store_folder
 from mbr_live.store_tables import open_store
 from mbr_live.types import MbrError
-
-_LOOK_EVERY_S = 0.5
 
 _log = logging.getLogger(__name__)
 
@@ -47,16 +44,7 @@ def follow_program(config: Config) -> None:
     if config.store is None:
         raise MbrError("store: the configuration has no [store] table. Add one with url.")
     database = open_store(config.store.url)
-    with stop_signal() as stop:
-        notify("READY=1")
-        next_s = 0.0
-        while not stop.requested:
-            notify("WATCHDOG=1")
-            if time.monotonic() >= next_s:
-                next_s = time.monotonic() + config.store.every_s
-                _try(config.out, database)
-            time.sleep(_LOOK_EVERY_S)
-    _try(config.out, database)
+    repeat(lambda: _try(config.out, database), config.store.every_s)
 
 
 def _try(out: Path, database: Engine) -> None:
