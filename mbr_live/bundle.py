@@ -152,7 +152,7 @@ class Int8Card(_Record):
     compared_frames: Count
     labels_differ: Share  # of these frames, in at least one behaviour
     pr_auc: dict[str, tuple[Share, Share]]  # per behaviour with truth: float32, int8; empty: there was no truth
-    feature_error: Annotated[float, Field(ge=0.0)]  # relative, on the probe of `mbr_live.engine_parity`
+    feature_error: Annotated[float, Field(ge=0.0)]  # relative, on the probe of `mbr_live.engines.parity`
 
     @property
     def pr_auc_loss(self) -> float | None:
@@ -169,7 +169,7 @@ class Manifest(_Record):
     crop_px: Count
     rate_fps: Count
     feature_dim: NoOrCount  # D; 0: no feature network
-    kinematics: tuple[str, ...] = ()  # [M] channels, of `mbr_live.kinematics`
+    kinematics: tuple[str, ...] = ()  # [M] channels, of `mbr_live.stages.kinematics`
     kinematics_version: NoOrCount = 0  # of what these names mean; 0 where there are none
     crop: CropKind = "rgb"  # what the feature network sees
     extractor: str = ""  # what the feature network is, for people

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from mbr_live import __version__
 from mbr_live.config import DEMO_BUNDLE, Config, Loss, load_config
+from mbr_live.engines.plans import GpuPrecision
 from mbr_live.logs import LOG_VARIABLE, LogFormat, begin_logging
-from mbr_live.plans import GpuPrecision
 from mbr_live.processes import EXIT_USER_ERROR, stop_signal
 from mbr_live.types import EngineWish, MbrError
 
@@ -82,7 +82,7 @@ def run(config: ConfigFile, engine: EngineOption = None, seconds: Seconds = None
 @app.command()
 def doctor(config: ConfigFile) -> None:
     """Check cameras, bundle, disk, clock, ports and permissions; exit code 1 where `run` would refuse to start."""
-    from mbr_live.doctor import doctor_program
+    from mbr_live.live.doctor import doctor_program
 
     raise SystemExit(doctor_program(load_config(config)))
 
@@ -92,7 +92,7 @@ def capture(
     config: ConfigFile, camera: Annotated[str, typer.Argument(help="Name of the camera in the configuration.")]
 ) -> None:
     """The capture process of one camera: frames at 10 fps to inference."""
-    from mbr_live import capture as program
+    from mbr_live.live import capture as program
 
     loaded = load_config(config)
     program.capture(loaded, loaded.camera_named(camera))
@@ -101,7 +101,7 @@ def capture(
 @app.command()
 def infer(config: ConfigFile, engine: EngineOption = None) -> None:
     """The inference process of all cameras: labels to the logs and to whoever watches."""
-    from mbr_live import infer as program
+    from mbr_live.live import infer as program
 
     program.infer(_with_engine(load_config(config), engine))
 
@@ -114,7 +114,7 @@ def _with_engine(config: Config, engine: EngineWish | None) -> Config:
 @app.command()
 def output(config: ConfigFile) -> None:
     """The output process: triggers on the labels of inference."""
-    from mbr_live import output as program
+    from mbr_live.triggers import output as program
 
     program.output(load_config(config))
 
@@ -130,7 +130,7 @@ def latency_test(
     bundle: BundleOption = DEMO_BUNDLE,
 ) -> None:
     """Measure from a frame in memory to a pulse, by stage: a trigger fires every 0.3 s."""
-    from mbr_live.latency_test import latency_program
+    from mbr_live.live.latency_test import latency_program
 
     loaded = load_config(config) if config else None
     latency_program(out, bundle, seconds, config=loaded, output=output)
@@ -145,8 +145,8 @@ def watch(
     seconds: Seconds = None,
 ) -> None:
     """The dashboard of a running system."""
-    from mbr_live import watch as program
     from mbr_live.keys import load_keys
+    from mbr_live.monitoring import watch as program
 
     known = load_keys(keys)
     with stop_signal() as stop:
@@ -159,7 +159,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="What inference says, as JSON.")] = False,
 ) -> None:
     """How a running system is; exit code 1 where a camera is not live, 2 where inference says nothing."""
-    from mbr_live.status_program import status_program
+    from mbr_live.monitoring.status_program import status_program
 
     raise SystemExit(status_program(load_config(config), as_json=as_json))
 
@@ -171,7 +171,7 @@ def store(
 ) -> None:
     """Bring logs into a database: once for folders, until stopped for a running system (needs the extra `store`)."""
     try:
-        from mbr_live.store_program import follow_program, store_program
+        from mbr_live.store.program import follow_program, store_program
     except ModuleNotFoundError as error:
         raise MbrError(f"store: {error.name} is not installed. Run: pip install 'mbr-live[store]'") from error
     if url is not None:
@@ -191,8 +191,8 @@ def clips(
     post_s: Annotated[float, typer.Option(min=0, help="Seconds after it.")] = 3.0,
 ) -> None:
     """Cut a clip of every bout: once for a folder, until stopped for a running system."""
-    from mbr_live.clips import CLIPS_FOLDER
-    from mbr_live.clips_program import clips_program, follow_clips_program
+    from mbr_live.video.clips import CLIPS_FOLDER
+    from mbr_live.video.clips_program import clips_program, follow_clips_program
 
     if source.is_file():
         follow_clips_program(load_config(source))
@@ -204,7 +204,7 @@ def clips(
 def monitor(config: ConfigFile) -> None:
     """The monitor process: metrics for Prometheus, and the alarm command (needs the extra `service`)."""
     try:
-        from mbr_live.monitor import monitor as program
+        from mbr_live.monitoring.monitor import monitor as program
     except ModuleNotFoundError as error:
         raise MbrError(f"monitor: {error.name} is not installed. Run: pip install 'mbr-live[service]'") from error
     program(load_config(config))
@@ -218,7 +218,7 @@ def service(
     install: Annotated[bool, typer.Option("--install", help="Do it, instead of showing it.")] = False,
 ) -> None:
     """Show what makes a system services of systemd, or do it."""
-    from mbr_live.service_program import service_program
+    from mbr_live.live.service import service_program
 
     service_program(config, load_config(config), user=user, root=root, install=install)
 
@@ -256,7 +256,7 @@ def replay(
     plain: Plain = False,
 ) -> None:
     """Play video files as live cameras through the real processes."""
-    from mbr_live.run import replay_config
+    from mbr_live.live.run import replay_config
 
     loss = Loss(fraction=drop, seed=seed) if drop else None
     config = replay_config(videos, out, bundle, speed=speed, loss=loss, window_px=window_px)
@@ -265,8 +265,8 @@ def replay(
 
 def _run_system(config: Config, seconds: float | None, plain: bool) -> None:
     from mbr_live.keys import load_keys
-    from mbr_live.run import run as run_system
-    from mbr_live.watch import watch as show
+    from mbr_live.live.run import run as run_system
+    from mbr_live.monitoring.watch import watch as show
 
     known = load_keys(config.wire.keys)
     run_system(config, seconds=seconds, show=lambda over: show(config.wire.status, plain=plain, stop=over, keys=known))
@@ -285,7 +285,7 @@ def batch(
     at_once: Annotated[int | None, typer.Option(min=1, help="Files at the same time; as many as cores.")] = None,
 ) -> None:
     """Label recorded files; with --drops, with the engine of that run."""
-    from mbr_live.batch_program import batch_program
+    from mbr_live.batch.program import batch_program
 
     raise SystemExit(
         batch_program(videos, out, bundle, join=join, drops=drops, window_px=window_px, wish=engine, at_once=at_once)
@@ -312,7 +312,7 @@ def simulate(
     minutes: Annotated[float, typer.Option(min=0.01, help="Length of the recording.")] = 5.0,
 ) -> None:
     """Write a recording of the simulated camera, with the truth beside it."""
-    from mbr_live.simulate_program import simulate_program
+    from mbr_live.simulation.program import simulate_program
 
     simulate_program(condition, seed, minutes, out)
 
@@ -334,7 +334,7 @@ def calibrate_camera(
     seconds: Annotated[float, typer.Option(min=4, max=600, help="How long to look.")] = 30.0,
 ) -> None:
     """Find a camera's arena, scale and crop window, and keep a reference picture."""
-    from mbr_live.calibrate_camera import calibrate_camera_program
+    from mbr_live.cameras.calibrate import calibrate_camera_program
 
     calibrate_camera_program(
         load_config(config), name, arena=arena, arena_cm=arena_cm, px_per_cm=px_per_cm, seconds=seconds
@@ -347,7 +347,7 @@ def check(
     out: Annotated[Path | None, typer.Option("--out", help="Folder for plots (needs the extra `train`).")] = None,
 ) -> None:
     """Report what a dataset holds and every problem of its labels; exit code 1 where one is an error."""
-    from mbr_live.dataset_program import check_program
+    from mbr_live.datasets.program import check_program
 
     raise SystemExit(check_program(dataset, out))
 
@@ -364,7 +364,7 @@ def engine_check(
     anew: Annotated[bool, typer.Option("--anew", help="Measure again for `auto`.")] = False,
 ) -> None:
     """What computes a bundle here: versions, precision, parity, speed; exit code 1 where an engine differs."""
-    from mbr_live.engine_program import check_program
+    from mbr_live.engines.program import check_program
 
     raise SystemExit(check_program(bundle, as_json=as_json, anew=anew))
 
@@ -376,7 +376,7 @@ def engine_build(
     batch: Annotated[int, typer.Option(min=1, max=1024, help="Lanes at a time.")] = 1,
 ) -> None:
     """Build the GPU plan of a bundle for this machine (needs the extra `gpu`)."""
-    from mbr_live.plan_program import build_program
+    from mbr_live.engines.plan_program import build_program
 
     build_program(bundle, precision, batch)
 
@@ -384,7 +384,7 @@ def engine_build(
 @engine_app.command("list")
 def engine_list() -> None:
     """The GPU plans of this machine; exit code 1 where one can not be used."""
-    from mbr_live.plan_program import list_program
+    from mbr_live.engines.plan_program import list_program
 
     raise SystemExit(list_program())
 
@@ -395,7 +395,7 @@ def engine_remove(
     every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
 ) -> None:
     """Delete GPU plans."""
-    from mbr_live.plan_program import remove_program
+    from mbr_live.engines.plan_program import remove_program
 
     remove_program(plans or [], every=every)
 
@@ -414,7 +414,7 @@ def calibrate_int8(
 ) -> None:
     """Give a bundle 8-bit integer features (needs the extra `train`); refused where they label worse."""
     try:
-        from mbr_live.calibrate_program import calibrate_int8_program
+        from mbr_live.quantisation.program import calibrate_int8_program
     except ModuleNotFoundError as error:
         raise MbrError(f"calibrate: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
     calibrate_int8_program(bundle, [*(videos or []), *(more or [])], dataset, out=out, folder=folder, frames=frames)
@@ -429,7 +429,7 @@ def train(
 ) -> None:
     """Train a model bundle (needs the extra `train`)."""
     try:
-        from mbr_live.train import train_program
+        from mbr_live.training.train import train_program
     except ModuleNotFoundError as error:
         raise MbrError(f"train: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
     train_program(dataset, out, logs, weights)
@@ -447,7 +447,7 @@ def evaluate(
 ) -> None:
     """Hold label logs against the truth (needs the extra `train`)."""
     try:
-        from mbr_live.evaluate_program import evaluate_program
+        from mbr_live.evaluation.program import evaluate_program
     except ModuleNotFoundError as error:
         raise MbrError(f"evaluate: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
     evaluate_program(labels, name or [], truth, out, split=split)
@@ -464,7 +464,7 @@ def crossvalidate(
 ) -> None:
     """Train without some groups, label them, and score all that was left out (needs the extra `train`)."""
     try:
-        from mbr_live.crossvalidate import crossvalidate_program
+        from mbr_live.training.crossvalidate import crossvalidate_program
     except ModuleNotFoundError as error:
         raise MbrError(f"crossvalidate: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
     crossvalidate_program(dataset, out, folds, weights)
@@ -481,7 +481,7 @@ def ensemble(
 ) -> None:
     """Make one bundle of several (needs the extra `train`)."""
     try:
-        from mbr_live.ensemble import ensemble_program
+        from mbr_live.training.ensemble import ensemble_program
     except ModuleNotFoundError as error:
         raise MbrError(f"ensemble: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
     if weights not in ("mean", "learnt"):
@@ -496,7 +496,7 @@ def tune(
 ) -> None:
     """Search for the settings of the best model, as [tune] in the dataset file says (needs the extra `train`)."""
     try:
-        from mbr_live.tune import tune_program
+        from mbr_live.training.tune import tune_program
     except ModuleNotFoundError as error:
         raise MbrError(f"tune: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
     tune_program(dataset, out)

@@ -16,7 +16,7 @@ from mbr_live.types import DEFAULT_ENGINE, EngineWish, MbrError
 
 _PACKAGE = Path(__file__).resolve().parent
 # A wheel carries the bundle in the package; a checkout has it beside the package.
-DEMO_BUNDLE = (_PACKAGE if (_PACKAGE / "engines").is_dir() else _PACKAGE.parent) / "engines" / "demo"
+DEMO_BUNDLE = (_PACKAGE if (_PACKAGE / "engines" / "demo").is_dir() else _PACKAGE.parent) / "engines" / "demo"
 
 
 def _address(endpoint: str) -> str:

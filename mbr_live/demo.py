@@ -15,16 +15,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mbr_live.batch import Job, Replayed, run_job
+from mbr_live.batch.batch import Job, Replayed, run_job
 from mbr_live.bundle import load_bundle
 from mbr_live.config import DEMO_BUNDLE, Camera, ConditionName, Config, Simulated, Wire, load_config
-from mbr_live.openvino_engine import OpenVinoEngine
-from mbr_live.run import SYSTEM_FILE, run
-from mbr_live.simulate import Simulation
+from mbr_live.engines.openvino_engine import OpenVinoEngine
+from mbr_live.live.run import SYSTEM_FILE, run
+from mbr_live.monitoring.watch import watch
+from mbr_live.simulation.camera import Simulation
 from mbr_live.sinks import LABELS_SUFFIX, RUN_SUFFIX, LabelRow, read_labels, read_run
-from mbr_live.sources import JOURNAL_SUFFIX
 from mbr_live.types import RATE_FPS, UNKNOWN, MbrError
-from mbr_live.watch import watch
+from mbr_live.video.sources import JOURNAL_SUFFIX
 from mbr_live.wire import free_endpoint
 
 # Seeds whose first half minute shows both behaviours; the model was not trained on them.

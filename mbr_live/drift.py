@@ -26,10 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mbr_live.background import search_stride
 from mbr_live.bundle import REFERENCE, Bundle
-from mbr_live.locate import LocateState
 from mbr_live.pipeline import Seen
+from mbr_live.stages.background import search_stride
+from mbr_live.stages.locate import LocateState
 from mbr_live.types import Decision, Image, MbrError, Status
 
 LITTLE = {"brightness": 10.0, "size": 0.05}

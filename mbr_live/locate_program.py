@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from mbr_live.locate import initial_state, locate
 from mbr_live.sinks import PART_SUFFIX
-from mbr_live.sources import open_video, sampled
+from mbr_live.stages.locate import initial_state, locate
 from mbr_live.types import Image, MbrError, Sighting
+from mbr_live.video.sources import open_video, sampled
 
 HEADER = "frame,source_frame,time_s,x_px,y_px,confidence,found"
 STILLS_HEADER = f"{HEADER},file"

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbr_live import locate
-from mbr_live.blindness import BlindState, is_blind
 from mbr_live.bundle import Manifest
-from mbr_live.decide import Rule, RuleState, decide, fresh_rule_states
-from mbr_live.engine import Engine
-from mbr_live.kinematics import Channels, KinematicState, columns, kinematics
-from mbr_live.silhouette import as_crop, silhouette
+from mbr_live.engines.protocol import Engine
+from mbr_live.stages import locate
+from mbr_live.stages.blindness import BlindState, is_blind
+from mbr_live.stages.decide import Rule, RuleState, decide, fresh_rule_states
+from mbr_live.stages.kinematics import Channels, KinematicState, columns, kinematics
+from mbr_live.stages.silhouette import as_crop, silhouette
 from mbr_live.types import NOT_FOUND, TICK_NS, UNKNOWN, Decision, Frame, Image, Sighting, Status
 
 Features = NDArray[np.float32]

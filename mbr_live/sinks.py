@@ -22,7 +22,7 @@ from typing import BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mbr_live.bundle import Manifest
-from mbr_live.decide import Bout, BoutState, end_bout, follow_bout
+from mbr_live.stages.decide import Bout, BoutState, end_bout, follow_bout
 from mbr_live.types import RATE_FPS, TICK_NS, Decision, MbrError, Status
 
 LABELS_SUFFIX = ".labels.csv"

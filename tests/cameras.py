@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from mbr_live.simulate import Simulation
+from mbr_live.simulation.camera import Simulation
 
 SYSTEM_PYTHON = "/usr/bin/python3"  # its packages come from the distribution, as GStreamer's bindings do
 RTSP_PACKAGES = (

@@ -9,8 +9,8 @@ import pytest
 
 from mbr_live.bundle import Bundle, load_bundle
 from mbr_live.config import DEMO_BUNDLE
-from mbr_live.openvino_engine import OpenVinoEngine
-from mbr_live.simulate import record
+from mbr_live.engines.openvino_engine import OpenVinoEngine
+from mbr_live.simulation.camera import record
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -38,7 +38,7 @@ def engine(demo_bundle: Bundle) -> OpenVinoEngine:
 def int8_bundle(demo_bundle: Bundle, box_video: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The demo bundle with int8 features, calibrated on twelve seconds; its list is beside it, frames.json."""
     pytest.importorskip("onnxruntime", reason="training is not installed: pip install 'mbr-live[train]'")
-    from mbr_live.calibrate import Given, calibrate
+    from mbr_live.quantisation.calibrate import Given, calibrate
 
     folder = tmp_path_factory.mktemp("int8")
     return calibrate(demo_bundle, [Given("box.mp4", (box_video,))], folder / "bundle", folder / "frames.json")

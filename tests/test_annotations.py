@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbr_live.annotation_formats import Format, read_annotations, recognised
-from mbr_live.annotations import Annotations, Finding, runs
-from mbr_live.sampler import sample
+from mbr_live.annotation.formats import Format, read_annotations, recognised
+from mbr_live.annotation.marks import Annotations, Finding, runs
+from mbr_live.stages.sampler import sample
 from mbr_live.types import UNKNOWN, MbrError
 
 FRAMES = 90

@@ -13,11 +13,11 @@ from live import mbr_live
 
 pytest.importorskip("onnxruntime", reason="training is not installed: pip install 'mbr-live[train]'")
 
-from mbr_live import calibrate as module
-from mbr_live.annotations import Annotations
+from mbr_live.annotation.marks import Annotations
 from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, TEMPORAL, Bundle, load_bundle
-from mbr_live.calibrate import Cost, Given, Labelled, calibrate, choose, cost_of, read_list
-from mbr_live.calibrate_program import given_recordings
+from mbr_live.quantisation import calibrate as module
+from mbr_live.quantisation.calibrate import Cost, Given, Labelled, calibrate, choose, cost_of, read_list
+from mbr_live.quantisation.program import given_recordings
 from mbr_live.types import MbrError
 
 

@@ -14,15 +14,15 @@ import pytest
 from live import mbr_live, system_config
 from test_cameras import free_port, goes_on, until
 
-from mbr_live.arena import find_arena, parse_arena
-from mbr_live.calibration import Circle, Polygon, load_calibration, load_reference, windows_px
-from mbr_live.camera_log import read_events
-from mbr_live.checks import LEAST_FREE_MB, free_space, start_checks
+from mbr_live.cameras.arena import find_arena, parse_arena
+from mbr_live.cameras.calibration import Circle, Polygon, load_calibration, load_reference, windows_px
+from mbr_live.cameras.log import read_events
 from mbr_live.config import Camera, VideoSource, load_config
-from mbr_live.run import System
+from mbr_live.live.checks import LEAST_FREE_MB, free_space, start_checks
+from mbr_live.live.run import System
 from mbr_live.sinks import read_labels, read_run
-from mbr_live.sources import open_video, sampled
 from mbr_live.types import Image, MbrError
+from mbr_live.video.sources import open_video, sampled
 
 
 def system_file(folder: Path, source: str, head: str = "") -> Path:

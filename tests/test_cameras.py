@@ -18,11 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live import mbr_live, simulated, system_config
 
-from mbr_live import live_camera
 from mbr_live.bundle import Bundle
-from mbr_live.camera_log import CameraLog, Outage, read_events, read_outages
-from mbr_live.config import BaslerCamera, Camera, Config, MjpegCamera, OpenCvCamera, RtspCamera
-from mbr_live.live_camera import (
+from mbr_live.cameras.live_camera import (
     LONGEST_PAUSE_S,
     OPEN_WITHIN_S,
     PATIENT_EVERY,
@@ -32,11 +29,14 @@ from mbr_live.live_camera import (
     open_within_s,
     pause_s,
 )
+from mbr_live.cameras.log import CameraLog, Outage, read_events, read_outages
+from mbr_live.cameras.opening import live_camera
+from mbr_live.config import BaslerCamera, Camera, Config, MjpegCamera, OpenCvCamera, RtspCamera
+from mbr_live.live.run import System
 from mbr_live.processes import Child
-from mbr_live.run import System
-from mbr_live.sampler import SamplerState
 from mbr_live.sinks import gap_ranges, read_labels, read_run
-from mbr_live.sources import Recording, read_journal
+from mbr_live.stages.sampler import SamplerState
+from mbr_live.video.sources import Recording, read_journal
 
 
 @pytest.fixture(scope="module")

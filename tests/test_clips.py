@@ -9,11 +9,11 @@ import av
 import numpy as np
 from live import mbr_live, played, system_config
 
-from mbr_live.clips import Clip, clips_of, cut
 from mbr_live.config import Recording
-from mbr_live.run import System
+from mbr_live.live.run import System
 from mbr_live.sinks import BOUTS_HEADER, read_run, write_run
-from mbr_live.sources import VideoFile, sampled
+from mbr_live.video.clips import Clip, clips_of, cut
+from mbr_live.video.sources import VideoFile, sampled
 
 
 def pictures(path: Path) -> list[np.ndarray]:

@@ -8,7 +8,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbr_live.clocks import DRIFT, JUMP_NS, align
+from mbr_live.cameras.clocks import DRIFT, JUMP_NS, align
 
 MS = 1_000_000
 PERIOD_NS = 33 * MS

@@ -11,11 +11,11 @@ from pathlib import Path
 from live import bouts_of, mbr_live, played, simulated, system_config
 
 from mbr_live.bundle import Bundle
+from mbr_live.live.run import System
 from mbr_live.processes import Child
-from mbr_live.run import System
-from mbr_live.simulate import record
+from mbr_live.simulation.camera import record
 from mbr_live.sinks import read_labels, read_run
-from mbr_live.sources import read_journal
+from mbr_live.video.sources import read_journal
 
 KILLS = 20
 VIDEO_S = 120

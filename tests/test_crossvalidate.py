@@ -10,14 +10,14 @@ import pytest
 
 pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
-from mbr_live import crossvalidate as crossvalidation
 from mbr_live.bundle import load_bundle
-from mbr_live.crossvalidate import FoldRecord, crossvalidate
-from mbr_live.dataset import Dataset, read_dataset
-from mbr_live.metrics import Evaluation
-from mbr_live.recordings import RecordingSpec
+from mbr_live.datasets.dataset import Dataset, read_dataset
+from mbr_live.datasets.recordings import RecordingSpec
+from mbr_live.datasets.splits import Fold, folds
+from mbr_live.evaluation.metrics import Evaluation
 from mbr_live.sinks import read_labels, read_run
-from mbr_live.splits import Fold, folds
+from mbr_live.training import crossvalidate as crossvalidation
+from mbr_live.training.crossvalidate import FoldRecord, crossvalidate
 from mbr_live.types import MbrError
 
 DATASET = """

@@ -10,12 +10,12 @@ import av
 import numpy as np
 import pytest
 
-from mbr_live.dataset import Dataset, annotated, annotations_of, read_dataset, sampled_frames
-from mbr_live.dataset_program import check_program, dataset_problems, problem_lines
-from mbr_live.preparation import prepare
-from mbr_live.recordings import RecordingSpec, by_log_name
-from mbr_live.sources import JoinedFiles, VideoFile
+from mbr_live.datasets.dataset import Dataset, annotated, annotations_of, read_dataset, sampled_frames
+from mbr_live.datasets.program import check_program, dataset_problems, problem_lines
+from mbr_live.datasets.recordings import RecordingSpec, by_log_name
+from mbr_live.training.preparation import prepare
 from mbr_live.types import UNKNOWN, MbrError
+from mbr_live.video.sources import JoinedFiles, VideoFile
 
 HEAD = """
 name = "lab"
@@ -320,7 +320,7 @@ def test_crops_of_videos_are_kept_and_their_truth_is_looked_up_by_source_frame(r
 
 def test_training_masks_what_nobody_labelled(real_form: Path, cache: Path) -> None:
     pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
-    from mbr_live.train import train
+    from mbr_live.training.train import train
 
     bundle = train(real_form, real_form.parent / "bundle", progress=silent, cache=cache)
     card = bundle.manifest.training

@@ -7,7 +7,7 @@ from itertools import groupby
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbr_live.decide import Bout, BoutState, Rule, RuleState, decide, end_bout, follow_bout
+from mbr_live.stages.decide import Bout, BoutState, Rule, RuleState, decide, end_bout, follow_bout
 
 probabilities = st.lists(st.floats(0, 1), max_size=120)
 rules = st.builds(

@@ -19,24 +19,24 @@ torch = pytest.importorskip("torch", reason="training is not installed: pip inst
 from live import mbr_live  # noqa: E402
 
 from mbr_live import drift  # noqa: E402
-from mbr_live.batch import Job, run_job  # noqa: E402
+from mbr_live.batch.batch import Job, run_job  # noqa: E402
 from mbr_live.bundle import CARD, REFERENCE, TEMPORAL, Bundle, load_bundle, write_bundle  # noqa: E402
-from mbr_live.comparison import LabelFolder  # noqa: E402
 from mbr_live.config import Camera  # noqa: E402
-from mbr_live.dataset import Dataset, read_dataset  # noqa: E402
+from mbr_live.datasets.dataset import Dataset, read_dataset  # noqa: E402
 from mbr_live.drift import Drift, Histogram, Reference, counts_of, distance, glance_at, reference_of  # noqa: E402
-from mbr_live.evaluate import evaluate  # noqa: E402
-from mbr_live.evaluate_program import truths  # noqa: E402
-from mbr_live.infer import Lane  # noqa: E402
-from mbr_live.openvino_engine import OpenVinoEngine  # noqa: E402
+from mbr_live.engines.openvino_engine import OpenVinoEngine  # noqa: E402
+from mbr_live.evaluation.comparison import LabelFolder  # noqa: E402
+from mbr_live.evaluation.evaluate import evaluate  # noqa: E402
+from mbr_live.evaluation.program import truths  # noqa: E402
+from mbr_live.live.infer import Lane  # noqa: E402
+from mbr_live.monitoring.watch_state import WatchedCamera  # noqa: E402
+from mbr_live.monitoring.watch_view import figures_of  # noqa: E402
 from mbr_live.pipeline import Pipeline, SightState  # noqa: E402
 from mbr_live.sinks import RunManifest, read_run  # noqa: E402
-from mbr_live.sources import VideoFile, sampled  # noqa: E402
 from mbr_live.status import CameraStatus  # noqa: E402
-from mbr_live.train import train, train_on  # noqa: E402
+from mbr_live.training.train import train, train_on  # noqa: E402
 from mbr_live.types import Decision, MbrError, Status  # noqa: E402
-from mbr_live.watch_state import WatchedCamera  # noqa: E402
-from mbr_live.watch_view import figures_of  # noqa: E402
+from mbr_live.video.sources import VideoFile, sampled  # noqa: E402
 
 KINEMATIC = """
 name = "small"

@@ -8,10 +8,12 @@ from typing import get_args
 
 import pytest
 
-from mbr_live import engine_choice, engine_program, openvino_engine
 from mbr_live.bundle import Bundle
-from mbr_live.engine_parity import Parity
-from mbr_live.engine_program import check_program
+from mbr_live.engines import choice as engine_choice
+from mbr_live.engines import openvino_engine
+from mbr_live.engines import program as engine_program
+from mbr_live.engines.parity import Parity
+from mbr_live.engines.program import check_program
 from mbr_live.types import EngineKind
 
 

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live import mbr_live, played, system_config
 
-from mbr_live import engine_choice
 from mbr_live.bundle import Bundle
 from mbr_live.config import Config, load_config
-from mbr_live.engine_choice import Choice, Measured, candidates, choose, engine_of, fastest, kind_of, open_engine
-from mbr_live.infer import infer
+from mbr_live.engines import choice as engine_choice
+from mbr_live.engines.choice import Choice, Measured, candidates, choose, engine_of, fastest, kind_of, open_engine
+from mbr_live.live.infer import infer
 from mbr_live.sinks import read_run
 from mbr_live.types import EngineKind, EngineWish, MbrError
 
@@ -132,15 +132,15 @@ def test_another_bundle_is_another_choice(demo_bundle: Bundle, int8_bundle: Bund
 
 def test_torch_that_is_not_installed_is_explained(demo_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "mbr_live.torch_engine", raising=False)
-    monkeypatch.delitem(sys.modules, "mbr_live.onnx_torch", raising=False)
+    monkeypatch.delitem(sys.modules, "mbr_live.engines.torch_engine", raising=False)
+    monkeypatch.delitem(sys.modules, "mbr_live.engines.onnx_torch", raising=False)
     with pytest.raises(MbrError, match=r"torch is not installed. Run: pip install 'mbr-live\[train\]'"):
         engine_of(demo_bundle, "torch")
 
 
 def test_the_live_path_does_without_torch() -> None:
     program = (
-        "import sys, mbr_live.infer, mbr_live.batch_program, mbr_live.engine_choice as choice\n"
+        "import sys, mbr_live.live.infer, mbr_live.batch.program, mbr_live.engines.choice as choice\n"
         "from mbr_live.bundle import load_bundle\nfrom mbr_live.config import DEMO_BUNDLE\n"
         "choice.open_engine(load_bundle(DEMO_BUNDLE), 'openvino-f32')\n"
         "print([name for name in ('torch', 'onnx', 'onnxruntime', 'sklearn') if name in sys.modules])"

@@ -15,7 +15,7 @@ pytest.importorskip("sklearn", reason="training is not installed: pip install 'm
 from live import mbr_live  # noqa: E402
 from test_bundle import manifest  # noqa: E402
 
-from mbr_live.batch import Job, run_job  # noqa: E402
+from mbr_live.batch.batch import Job, run_job  # noqa: E402
 from mbr_live.bundle import (  # noqa: E402
     CARD,
     FEATURES,
@@ -26,19 +26,19 @@ from mbr_live.bundle import (  # noqa: E402
     load_bundle,
     write_bundle,
 )
-from mbr_live.comparison import LabelFolder  # noqa: E402
-from mbr_live.dataset import read_dataset  # noqa: E402
-from mbr_live.ensemble import ensemble  # noqa: E402
-from mbr_live.evaluate import evaluate  # noqa: E402
-from mbr_live.evaluate_program import truths  # noqa: E402
-from mbr_live.kinematics import ALL, SHAPE, VERSION  # noqa: E402
-from mbr_live.merging import Weights, merge  # noqa: E402
-from mbr_live.models import Trunk, TrunkConfig, export_onnx  # noqa: E402
-from mbr_live.openvino_engine import OpenVinoEngine  # noqa: E402
-from mbr_live.probability_calibration import fit_weights  # noqa: E402
+from mbr_live.datasets.dataset import read_dataset  # noqa: E402
+from mbr_live.engines.openvino_engine import OpenVinoEngine  # noqa: E402
+from mbr_live.evaluation.comparison import LabelFolder  # noqa: E402
+from mbr_live.evaluation.evaluate import evaluate  # noqa: E402
+from mbr_live.evaluation.program import truths  # noqa: E402
 from mbr_live.sinks import read_labels  # noqa: E402
-from mbr_live.temporal import LstmConfig, TcnConfig, TemporalConfig, TransformerConfig, build_temporal  # noqa: E402
-from mbr_live.train import train  # noqa: E402
+from mbr_live.stages.kinematics import ALL, SHAPE, VERSION  # noqa: E402
+from mbr_live.training.ensemble import ensemble  # noqa: E402
+from mbr_live.training.merging import Weights, merge  # noqa: E402
+from mbr_live.training.models import Trunk, TrunkConfig, export_onnx  # noqa: E402
+from mbr_live.training.probability_calibration import fit_weights  # noqa: E402
+from mbr_live.training.temporal import LstmConfig, TcnConfig, TemporalConfig, TransformerConfig, build_temporal  # noqa: E402
+from mbr_live.training.train import train  # noqa: E402
 from mbr_live.types import MbrError  # noqa: E402
 
 DATASET = """

@@ -24,19 +24,19 @@ pytest.importorskip("sklearn", reason="evaluation needs the extra `train`")
 
 from sklearn import metrics as sklearn_metrics
 
-from mbr_live import bouts, scoring
-from mbr_live.annotations import Annotations
-from mbr_live.comparison import LabelFolder, Truth, compare
-from mbr_live.dataset import read_dataset
-from mbr_live.decide import BoutState, end_bout, follow_bout
-from mbr_live.evaluate import evaluate
-from mbr_live.evaluate_program import evaluate_program, truths
-from mbr_live.metrics import Evaluation, ModelScores
-from mbr_live.report import render
-from mbr_live.scoring import Counts
+from mbr_live.annotation.marks import Annotations
+from mbr_live.datasets.dataset import read_dataset
+from mbr_live.evaluation import bouts, scoring
+from mbr_live.evaluation.comparison import LabelFolder, Truth, compare
+from mbr_live.evaluation.evaluate import evaluate
+from mbr_live.evaluation.metrics import Evaluation, ModelScores
+from mbr_live.evaluation.program import evaluate_program, truths
+from mbr_live.evaluation.report import render
+from mbr_live.evaluation.scoring import Counts
 from mbr_live.sinks import RunManifest, write_run
-from mbr_live.sources import VideoFile, pictures_at
+from mbr_live.stages.decide import BoutState, end_bout, follow_bout
 from mbr_live.types import UNKNOWN, MbrError
+from mbr_live.video.sources import VideoFile, pictures_at
 
 BEHAVIOURS = ("grooming", "rearing")
 known = st.lists(st.sampled_from([0, 1]), min_size=1, max_size=60)

@@ -13,31 +13,31 @@ import pytest
 torch = pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 timm = pytest.importorskip("timm", reason="training is not installed: pip install 'mbr-live[train]'")
 
-from mbr_live import checkpoints, extraction  # noqa: E402
-from mbr_live.augmentation import RecordingAugmentation, drawn_change  # noqa: E402
-from mbr_live.batch import Job, run_job  # noqa: E402
+from mbr_live.batch.batch import Job, run_job  # noqa: E402
 from mbr_live.bundle import FEATURES, TEMPORAL, Bundle, load_bundle  # noqa: E402
-from mbr_live.comparison import LabelFolder  # noqa: E402
-from mbr_live.crossvalidate import _hash_of_sources  # noqa: E402
-from mbr_live.curves import Curves  # noqa: E402
-from mbr_live.dataset import Dataset, read_dataset  # noqa: E402
-from mbr_live.evaluate import evaluate  # noqa: E402
-from mbr_live.evaluate_program import truths  # noqa: E402
-from mbr_live.export import write_untaught  # noqa: E402
-from mbr_live.extractor_config import PictureSettings  # noqa: E402
-from mbr_live.extractors import PUBLISHED, build_extractor  # noqa: E402
-from mbr_live.fine_tuning import fine_tune  # noqa: E402
-from mbr_live.learning import Best  # noqa: E402
-from mbr_live.lessons import class_weights, copies_of, lesson_of  # noqa: E402
-from mbr_live.models import Trunk, TrunkConfig  # noqa: E402
-from mbr_live.networks import temporal_of  # noqa: E402
-from mbr_live.openvino_engine import OpenVinoEngine  # noqa: E402
+from mbr_live.datasets.augmentation import RecordingAugmentation, drawn_change  # noqa: E402
+from mbr_live.datasets.dataset import Dataset, read_dataset  # noqa: E402
+from mbr_live.datasets.extractor_config import PictureSettings  # noqa: E402
+from mbr_live.datasets.training_config import FineTuning  # noqa: E402
+from mbr_live.engines.openvino_engine import OpenVinoEngine  # noqa: E402
+from mbr_live.evaluation.comparison import LabelFolder  # noqa: E402
+from mbr_live.evaluation.evaluate import evaluate  # noqa: E402
+from mbr_live.evaluation.program import truths  # noqa: E402
 from mbr_live.pipeline import Pipeline  # noqa: E402
-from mbr_live.preparation import crops_of, prepare  # noqa: E402
-from mbr_live.sources import VideoFile, sampled  # noqa: E402
-from mbr_live.train import train  # noqa: E402
-from mbr_live.training_config import FineTuning  # noqa: E402
+from mbr_live.training import checkpoints, extraction  # noqa: E402
+from mbr_live.training.crossvalidate import _hash_of_sources  # noqa: E402
+from mbr_live.training.curves import Curves  # noqa: E402
+from mbr_live.training.export import write_untaught  # noqa: E402
+from mbr_live.training.extractors import PUBLISHED, build_extractor  # noqa: E402
+from mbr_live.training.fine_tuning import fine_tune  # noqa: E402
+from mbr_live.training.learning import Best  # noqa: E402
+from mbr_live.training.lessons import class_weights, copies_of, lesson_of  # noqa: E402
+from mbr_live.training.models import Trunk, TrunkConfig  # noqa: E402
+from mbr_live.training.networks import temporal_of  # noqa: E402
+from mbr_live.training.preparation import crops_of, prepare  # noqa: E402
+from mbr_live.training.train import train  # noqa: E402
 from mbr_live.types import MbrError  # noqa: E402
+from mbr_live.video.sources import VideoFile, sampled  # noqa: E402
 
 FROZEN = """
 name = "frozen"
@@ -83,7 +83,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr("mbr_live.train.THREADS", 1)  # on a busy machine two wait for each other
+    monkeypatch.setattr("mbr_live.training.train.THREADS", 1)  # on a busy machine two wait for each other
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -302,14 +302,14 @@ def test_maximum_normalising_leaves_no_vector_undefined() -> None:
 @pytest.fixture(scope="module")
 def frozen(folder: Path, cache: Path) -> Bundle:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mbr_live.train.THREADS", 1)
+        patch.setattr("mbr_live.training.train.THREADS", 1)
         return train(folder / "frozen.toml", folder / "frozen", progress=silent, cache=cache)
 
 
 @pytest.fixture(scope="module")
 def silhouettes(folder: Path, cache: Path) -> Bundle:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mbr_live.train.THREADS", 1)
+        patch.setattr("mbr_live.training.train.THREADS", 1)
         return train(folder / "silhouettes.toml", folder / "silhouettes", progress=silent, cache=cache)
 
 

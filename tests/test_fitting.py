@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 pytest.importorskip("sklearn", reason="training is not installed: pip install 'mbr-live[train]'")
 
-from mbr_live import bouts, fitting, scoring
 from mbr_live.bundle import Behaviour
-from mbr_live.dataset import BehaviourSpec, read_dataset
-from mbr_live.fitting import Validated, fit, labels_of, probabilities_of
-from mbr_live.probability_calibration import Calibration, fit_calibration
+from mbr_live.datasets.dataset import BehaviourSpec, read_dataset
+from mbr_live.evaluation import bouts, scoring
+from mbr_live.training import fitting
+from mbr_live.training.fitting import Validated, fit, labels_of, probabilities_of
+from mbr_live.training.probability_calibration import Calibration, fit_calibration
 from mbr_live.types import UNKNOWN, MbrError
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from mbr_live.bundle import Bundle
-from mbr_live.engine_choice import engine_of
-from mbr_live.engine_parity import limits, parity, passes, probe
-from mbr_live.gpu_probe import probe_gpus
-from mbr_live.openvino_engine import OpenVinoEngine
-from mbr_live.plans import GpuPrecision, kept_plans, plan_folder, read_plan
-from mbr_live.tensorrt_build import build_in_child, plan_key
-from mbr_live.tensorrt_engine import NoPlan, TensorRtEngine
+from mbr_live.engines.choice import engine_of
+from mbr_live.engines.gpu_probe import probe_gpus
+from mbr_live.engines.openvino_engine import OpenVinoEngine
+from mbr_live.engines.parity import limits, parity, passes, probe
+from mbr_live.engines.plans import GpuPrecision, kept_plans, plan_folder, read_plan
+from mbr_live.engines.tensorrt_build import build_in_child, plan_key
+from mbr_live.engines.tensorrt_engine import NoPlan, TensorRtEngine
 
 _found = probe_gpus()
 pytestmark = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mbr_live.gpu_probe import Gpu, Gpus, probe_gpus
+from mbr_live.engines.gpu_probe import Gpu, Gpus, probe_gpus
 
 STUB = """
 #include <string.h>

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbr_live.blindness import FROZEN_FRAMES, BlindState, is_blind
-from mbr_live.health import (
+from mbr_live.cameras.health import (
     LOOK_EVERY_S,
     STRUCTURE_LOOKS,
     HealthState,
@@ -24,9 +23,10 @@ from mbr_live.health import (
     make_reference,
     opened_anew,
 )
-from mbr_live.simulate import Simulation
-from mbr_live.sources import open_video, sampled
+from mbr_live.simulation.camera import Simulation
+from mbr_live.stages.blindness import FROZEN_FRAMES, BlindState, is_blind
 from mbr_live.types import Image
+from mbr_live.video.sources import open_video, sampled
 
 Change = Callable[[Image], Image]
 

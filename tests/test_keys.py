@@ -12,7 +12,7 @@ from live import mbr_live, simulated, system_config
 
 from mbr_live.config import Config
 from mbr_live.keys import AUTHORIZED, INFERENCE, OWN, SECRET, Keys, load_keys, make_keys
-from mbr_live.run import System
+from mbr_live.live.run import System
 from mbr_live.sinks import read_labels
 from mbr_live.types import Frame, MbrError
 from mbr_live.wire import FrameReceiver, FrameSender, StatusSubscriber, free_endpoint

@@ -13,19 +13,20 @@ from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
-from mbr_live import checkpoints, sources  # noqa: E402
-from mbr_live.batch import Job, run_job  # noqa: E402
+from mbr_live.batch.batch import Job, run_job  # noqa: E402
 from mbr_live.bundle import CARD, FEATURES, REFERENCE, TEMPORAL, Bundle, check_live, load_bundle, write_bundle  # noqa: E402
-from mbr_live.dataset import ModelSettings, TrainingSettings, read_dataset, video_files  # noqa: E402
-from mbr_live.kinematics import ALL, ARENA, CHANNELS, SHAPE, VERSION  # noqa: E402
-from mbr_live.models import export_onnx  # noqa: E402
-from mbr_live.openvino_engine import OpenVinoEngine  # noqa: E402
+from mbr_live.datasets.dataset import ModelSettings, TrainingSettings, read_dataset, video_files  # noqa: E402
+from mbr_live.datasets.temporal_config import LstmConfig, TcnConfig, TemporalConfig, TransformerConfig  # noqa: E402
+from mbr_live.engines.openvino_engine import OpenVinoEngine  # noqa: E402
 from mbr_live.pipeline import LaneState, Pipeline  # noqa: E402
-from mbr_live.preparation import prepare  # noqa: E402
-from mbr_live.temporal import Ensemble, build_temporal  # noqa: E402
-from mbr_live.temporal_config import LstmConfig, TcnConfig, TemporalConfig, TransformerConfig  # noqa: E402
-from mbr_live.train import train  # noqa: E402
+from mbr_live.stages.kinematics import ALL, ARENA, CHANNELS, SHAPE, VERSION  # noqa: E402
+from mbr_live.training import checkpoints  # noqa: E402
+from mbr_live.training.models import export_onnx  # noqa: E402
+from mbr_live.training.preparation import prepare  # noqa: E402
+from mbr_live.training.temporal import Ensemble, build_temporal  # noqa: E402
+from mbr_live.training.train import train  # noqa: E402
 from mbr_live.types import Decision, Frame, MbrError, Status  # noqa: E402
+from mbr_live.video import sources  # noqa: E402
 
 DATASET = """
 name = "moves"
@@ -388,7 +389,7 @@ def test_defaults_are_the_trunk_and_one_network() -> None:
 def test_features_and_kinematics_together(
     cache: Path, tmp_path: Path, frames: list[Frame], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mbr_live.train.THREADS", 1)  # on a busy machine two wait for each other
+    monkeypatch.setattr("mbr_live.training.train.THREADS", 1)  # on a busy machine two wait for each other
     text = DATASET.replace('extractor = "none"', 'extractor = "slim"').replace(
         "threshold = 0.5", 'threshold = "shrunk"'
     )

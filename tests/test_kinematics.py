@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mbr_live.kinematics import ALL, ARENA, CHANNELS, SHAPE, VERSION, KinematicState, columns, kinematics
-from mbr_live.locate import LocateState
-from mbr_live.silhouette import SIDE, Silhouette, silhouette
+from mbr_live.stages.kinematics import ALL, ARENA, CHANNELS, SHAPE, VERSION, KinematicState, columns, kinematics
+from mbr_live.stages.locate import LocateState
+from mbr_live.stages.silhouette import SIDE, Silhouette, silhouette
 from mbr_live.types import Image, MbrError, Sighting
 
 HEIGHT, WIDTH = 160, 200  # small enough for the search picture to have a pixel for each of the frame's

@@ -10,10 +10,10 @@ from conftest import ROOT
 from live import mbr_live
 
 from mbr_live.config import load_config
-from mbr_live.outputs.simulated_box import SimulatedBox
 from mbr_live.processes import EXIT_USER_ERROR
 from mbr_live.sinks import read_labels
-from mbr_live.trigger_log import STAGES, read_receipts
+from mbr_live.triggers.log import STAGES, read_receipts
+from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 
 
 def test_it_measures_every_stage_with_real_pulses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

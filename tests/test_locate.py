@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbr_live.locate import PATIENCE_FRAMES, LocateState, crop, initial_state, locate, window_px
-from mbr_live.simulate import Simulation
-from mbr_live.sources import open_video, sampled
+from mbr_live.simulation.camera import Simulation
+from mbr_live.stages.locate import PATIENCE_FRAMES, LocateState, crop, initial_state, locate, window_px
 from mbr_live.types import CROP_PX, Image, MbrError, Sighting
+from mbr_live.video.sources import open_video, sampled
 
 HEIGHT, WIDTH = 480, 640
 REALDATA = Path(os.environ.get("MBR_REALDATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

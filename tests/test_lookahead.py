@@ -18,18 +18,17 @@ torch = pytest.importorskip("torch", reason="training is not installed: pip inst
 from live import mbr_live, simulated, system_config  # noqa: E402
 from test_bundle import edit, manifest  # noqa: E402
 
-from mbr_live.batch import Job, Replayed, run_job  # noqa: E402
+from mbr_live.batch.batch import Job, Replayed, run_job  # noqa: E402
 from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, check_live, load_bundle, write_bundle  # noqa: E402
-from mbr_live.engine import Crops, Floats, windows  # noqa: E402
-from mbr_live.models import Trunk, TrunkConfig, export_onnx  # noqa: E402
-from mbr_live.openvino_engine import OpenVinoEngine  # noqa: E402
+from mbr_live.engines.openvino_engine import OpenVinoEngine  # noqa: E402
+from mbr_live.engines.protocol import Crops, Floats, windows  # noqa: E402
+from mbr_live.live.run import System  # noqa: E402
 from mbr_live.pipeline import Hindsight, Pipeline, Seen, SightState  # noqa: E402
-from mbr_live.preparation import stretches  # noqa: E402
-from mbr_live.run import System  # noqa: E402
-from mbr_live.simulate import Simulation  # noqa: E402
+from mbr_live.simulation.camera import Simulation  # noqa: E402
 from mbr_live.sinks import LabelRow, read_labels, read_run  # noqa: E402
-from mbr_live.sources import VideoFile, sampled  # noqa: E402
-from mbr_live.temporal import (  # noqa: E402
+from mbr_live.training.models import Trunk, TrunkConfig, export_onnx  # noqa: E402
+from mbr_live.training.preparation import stretches  # noqa: E402
+from mbr_live.training.temporal import (  # noqa: E402
     LstmConfig,
     TemporalConfig,
     TemporalModel,
@@ -37,6 +36,7 @@ from mbr_live.temporal import (  # noqa: E402
     build_temporal,
 )
 from mbr_live.types import UNKNOWN, Decision, Frame, MbrError, Status  # noqa: E402
+from mbr_live.video.sources import VideoFile, sampled  # noqa: E402
 
 SHORT, LONG = range(100, 103), range(160, 172)  # dark pictures; max_gap_s of the bundles is half a second
 SECONDS = 26

@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
 from mbr_live.bundle import FEATURES, TEMPORAL  # noqa: E402
-from mbr_live.models import Trunk, TrunkConfig, export_onnx  # noqa: E402
-from mbr_live.temporal import Tcn, TcnConfig  # noqa: E402
+from mbr_live.training.models import Trunk, TrunkConfig, export_onnx  # noqa: E402
+from mbr_live.training.temporal import Tcn, TcnConfig  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

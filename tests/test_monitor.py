@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from live import mbr_live, simulated, system_config
 from prometheus_client.parser import text_string_to_metric_families
 
-from mbr_live.alarms import SILENT_AFTER_S, Watch, hear, look, raised
 from mbr_live.config import Config, Monitor
-from mbr_live.run import System
+from mbr_live.live.run import System
+from mbr_live.monitoring.alarms import SILENT_AFTER_S, Watch, hear, look, raised
+from mbr_live.monitoring.watch import Dashboard, plain_lines
 from mbr_live.status import CameraStatus, SystemStatus
-from mbr_live.watch import Dashboard, plain_lines
 from mbr_live.wire import StatusPublisher
 
 

@@ -15,10 +15,10 @@ onnx = pytest.importorskip("onnx", reason="training is not installed: pip instal
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx.reference import ReferenceEvaluator  # noqa: E402
 
-from mbr_live.models import export_onnx  # noqa: E402
-from mbr_live.onnx_torch import OPERATORS, OnnxGraph  # noqa: E402
-from mbr_live.temporal import Ensemble, TemporalModel, build_temporal  # noqa: E402
-from mbr_live.temporal_config import LstmConfig, TcnConfig, TransformerConfig  # noqa: E402
+from mbr_live.datasets.temporal_config import LstmConfig, TcnConfig, TransformerConfig  # noqa: E402
+from mbr_live.engines.onnx_torch import OPERATORS, OnnxGraph  # noqa: E402
+from mbr_live.training.models import export_onnx  # noqa: E402
+from mbr_live.training.temporal import Ensemble, TemporalModel, build_temporal  # noqa: E402
 from mbr_live.types import MbrError  # noqa: E402
 
 RNG = np.random.default_rng(5)

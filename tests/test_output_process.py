@@ -16,12 +16,12 @@ from test_outputs import http_server
 from trigger_rig import Labels, listening, outcomes, output_process, ready, receipts, rig_config, trigger, wait_for
 
 from mbr_live.config import Config
-from mbr_live.output import check_outputs
-from mbr_live.outputs.simulated_box import SimulatedBox
+from mbr_live.live.run import System
 from mbr_live.processes import EXIT_USER_ERROR, Child
-from mbr_live.run import System
 from mbr_live.sinks import read_labels
 from mbr_live.trigger_config import SerialOutput, WebhookOutput
+from mbr_live.triggers.output import check_outputs
+from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 from mbr_live.types import MbrError
 
 STALE_AFTER_S = 0.5

@@ -27,11 +27,6 @@ from pythonosc.dispatcher import Dispatcher
 from pythonosc.osc_server import ThreadingOSCUDPServer
 from trigger_rig import wait_for
 
-from mbr_live.outputs import make_outlets
-from mbr_live.outputs.pool import Pool
-from mbr_live.outputs.protocol import DeliveryError, TriggerMessage
-from mbr_live.outputs.simulated_box import SimulatedBox
-from mbr_live.outputs.workers import Delivery, LineWorker
 from mbr_live.trigger_config import (
     AnyOutput,
     GpioOutput,
@@ -43,6 +38,11 @@ from mbr_live.trigger_config import (
     WebhookOutput,
     ZeromqOutput,
 )
+from mbr_live.triggers.outputs import make_outlets
+from mbr_live.triggers.outputs.pool import Pool
+from mbr_live.triggers.outputs.protocol import DeliveryError, TriggerMessage
+from mbr_live.triggers.outputs.simulated_box import SimulatedBox
+from mbr_live.triggers.outputs.workers import Delivery, LineWorker
 from mbr_live.types import MbrError
 from mbr_live.wire import StatusSubscriber, free_endpoint
 
@@ -408,7 +408,7 @@ def test_the_last_will_says_that_a_killed_process_is_gone() -> None:
     port = free_port()
     program = (
         "import os, signal, sys\n"
-        "from mbr_live.outputs.mqtt import MqttMessages\n"
+        "from mbr_live.triggers.outputs.mqtt import MqttMessages\n"
         f"m = MqttMessages('b', '127.0.0.1', {port}, 'lab', username=None, password=None, tls=False)\n"
         "m.open(); print('open', flush=True); sys.stdin.read()\n"
     )
@@ -543,7 +543,7 @@ def test_lsl_markers_have_the_time_of_the_decision() -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pythonosc", None)
-    monkeypatch.delitem(sys.modules, "mbr_live.outputs.osc", raising=False)
+    monkeypatch.delitem(sys.modules, "mbr_live.triggers.outputs.osc", raising=False)
     for name in [name for name in sys.modules if name.startswith("pythonosc.")]:
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(MbrError, match=r"output o: kind osc needs the package pythonosc.*mbr-live\[outputs\]"):

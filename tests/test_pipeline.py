@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mbr_live.blindness import FROZEN_FRAMES
 from mbr_live.bundle import Bundle
-from mbr_live.openvino_engine import OpenVinoEngine
+from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.pipeline import LaneState, Pipeline
-from mbr_live.simulate import Simulation
+from mbr_live.simulation.camera import Simulation
+from mbr_live.stages.blindness import FROZEN_FRAMES
 from mbr_live.types import Decision, Frame, Status
 
 TICK = 100_000_000

@@ -22,13 +22,13 @@ from live import mbr_live, simulated, system_config
 
 from mbr_live.bundle import FEATURES, Bundle, load_bundle
 from mbr_live.config import DEMO_BUNDLE
-from mbr_live.engine_choice import engine_of, open_live_engine
-from mbr_live.gpu_probe import probe_gpus
-from mbr_live.plans import PlanHeader, PlanKey, kept_plans, read_plan, write_plan
-from mbr_live.run import System
+from mbr_live.engines.choice import engine_of, open_live_engine
+from mbr_live.engines.gpu_probe import probe_gpus
+from mbr_live.engines.plans import PlanHeader, PlanKey, kept_plans, read_plan, write_plan
+from mbr_live.engines.tensorrt_api import NEEDED
+from mbr_live.engines.tensorrt_child import graph_for, layer_precisions
+from mbr_live.live.run import System
 from mbr_live.sinks import read_run
-from mbr_live.tensorrt_api import NEEDED
-from mbr_live.tensorrt_child import graph_for, layer_precisions
 from mbr_live.types import MbrError
 
 KEY = PlanKey(
@@ -166,7 +166,7 @@ trt = importlib.util.module_from_spec(spec)
 sys.modules["tensorrt_bindings.tensorrt"] = trt
 spec.loader.exec_module(trt)
 sys.path.insert(0, sys.argv[2])
-from mbr_live.tensorrt_api import is_typed_by_graph, missing_names, network_flags, precision_flags
+from mbr_live.engines.tensorrt_api import is_typed_by_graph, missing_names, network_flags, precision_flags
 print(missing_names(trt), is_typed_by_graph(trt), network_flags(trt))
 for precision in ("f32", "f16", "int8"):
     print(precision, [str(flag) for flag in precision_flags(trt, precision)])
@@ -206,11 +206,11 @@ def test_every_name_is_there_in_the_real_bindings(wheel: str, major: int, tmp_pa
 
 def test_the_engine_uses_no_name_that_is_not_checked() -> None:
     """Every attribute of TensorRT that our modules touch is in NEEDED, or one of the two that differ."""
-    import mbr_live.tensorrt_child
-    import mbr_live.tensorrt_engine
+    import mbr_live.engines.tensorrt_child
+    import mbr_live.engines.tensorrt_engine
 
     allowed = {*NEEDED, *(name for names in NEEDED.values() for name in names), "__version__"}
-    for module in (mbr_live.tensorrt_child, mbr_live.tensorrt_engine):
+    for module in (mbr_live.engines.tensorrt_child, mbr_live.engines.tensorrt_engine):
         tree = ast.parse(Path(module.__file__).read_text())
         attributes = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute)]
         used = {node.attr for node in attributes if _owner(node) in _TENSORRT_OBJECTS}

@@ -16,7 +16,7 @@ from live import mbr_live, simulated, system_config
 
 from mbr_live import __version__
 from mbr_live.demo import found
-from mbr_live.run import System
+from mbr_live.live.run import System
 from mbr_live.sinks import LabelRow, read_labels, read_run
 
 
@@ -45,7 +45,10 @@ def test_help_and_version() -> None:
 
 
 def test_the_live_path_needs_no_torch() -> None:
-    programs = "mbr_live.infer, mbr_live.capture, mbr_live.run, mbr_live.batch_program, mbr_live.demo, mbr_live.watch"
+    programs = (
+        "mbr_live.live.infer, mbr_live.live.capture, mbr_live.live.run, mbr_live.batch.program, mbr_live.demo,"
+        " mbr_live.monitoring.watch"
+    )
     code = f"import sys, {programs}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

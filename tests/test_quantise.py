@@ -14,8 +14,8 @@ import numpy as np  # noqa: E402
 from onnx import numpy_helper  # noqa: E402
 
 from mbr_live.bundle import FEATURES, Bundle  # noqa: E402
-from mbr_live.engine_parity import probe  # noqa: E402
-from mbr_live.quantise import lint, quantised  # noqa: E402
+from mbr_live.engines.parity import probe  # noqa: E402
+from mbr_live.quantisation.graph import lint, quantised  # noqa: E402
 
 
 @pytest.fixture(scope="module")

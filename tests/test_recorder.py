@@ -13,13 +13,13 @@ import pytest
 from live import mbr_live, simulated, system_config
 
 from mbr_live import config
-from mbr_live.capture import Journal
-from mbr_live.recorder import Form, Recorder
-from mbr_live.run import System
-from mbr_live.segments import INDEX_SUFFIX, Segment, part_of, read_index, segments_of
+from mbr_live.live.capture import Journal
+from mbr_live.live.run import System
 from mbr_live.sinks import read_labels, read_run
-from mbr_live.sources import Recording
 from mbr_live.types import Frame
+from mbr_live.video.recorder import Form, Recorder
+from mbr_live.video.segments import INDEX_SUFFIX, Segment, part_of, read_index, segments_of
+from mbr_live.video.sources import Recording
 
 SHORT = config.Recording(segment_minutes=1 / 60, min_free_gb=0)  # ten pictures a file
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbr_live.sampler import SamplerState, sample
+from mbr_live.stages.sampler import SamplerState, sample
 from mbr_live.types import TICK_NS
 
 NS = 1_000_000_000

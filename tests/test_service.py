@@ -17,7 +17,7 @@ from live import mbr_live, simulated, system_config
 
 from mbr_live.config import Config, Monitor
 from mbr_live.keys import make_keys
-from mbr_live.service_program import plan
+from mbr_live.live.service import plan
 from mbr_live.trigger_config import OscOutput, Trigger
 from mbr_live.types import MbrError
 

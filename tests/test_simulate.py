@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mbr_live.simulate import CONDITIONS, TRUTH_HEADER, Simulation, Truth, record
-from mbr_live.simulate_behaviour import Floor, Life
+from mbr_live.simulation.behaviour import Floor, Life
+from mbr_live.simulation.camera import CONDITIONS, TRUTH_HEADER, Simulation, Truth, record
 from mbr_live.types import Image, MbrError
 
 BEHAVIOURS = {"walk", "pause", "groom", "rear_mid", "rear_wall"}

@@ -10,9 +10,9 @@ import av
 import numpy as np
 import pytest
 
-from mbr_live.capture import Journal
-from mbr_live.sources import JoinedFiles, journal_ends, open_video, read_journal, sampled
+from mbr_live.live.capture import Journal
 from mbr_live.types import Frame, MbrError
+from mbr_live.video.sources import JoinedFiles, journal_ends, open_video, read_journal, sampled
 
 
 def test_a_file_delivers_every_frame_at_its_presentation_time(clutter_video: Path) -> None:

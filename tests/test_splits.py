@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbr_live.splits import Split, assign, check_groups, folds
+from mbr_live.datasets.splits import Split, assign, check_groups, folds
 from mbr_live.types import MbrError
 
 

@@ -24,10 +24,10 @@ from sqlalchemy.orm import Session
 
 from mbr_live.bundle import Bundle
 from mbr_live.config import Store
-from mbr_live.run import System
+from mbr_live.live.run import System
 from mbr_live.sinks import RunManifest, SessionLog, read_labels, write_run
-from mbr_live.store import store_folder
-from mbr_live.store_tables import BoutRow, SessionRow, TotalRow, UnknownRow, open_store
+from mbr_live.store.loading import store_folder
+from mbr_live.store.tables import BoutRow, SessionRow, TotalRow, UnknownRow, open_store
 from mbr_live.types import UNKNOWN, Decision, MbrError, Status
 
 

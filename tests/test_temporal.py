@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 torch = pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
-from mbr_live.temporal import (  # noqa: E402
+from mbr_live.training.temporal import (  # noqa: E402
     LstmConfig,
     TcnConfig,
     TemporalConfig,

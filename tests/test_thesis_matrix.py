@@ -16,8 +16,8 @@ from conftest import ROOT
 
 pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
-from mbr_live.dataset import read_dataset
-from mbr_live.kinematics import ALL, ARENA
+from mbr_live.datasets.dataset import read_dataset
+from mbr_live.stages.kinematics import ALL, ARENA
 
 TOOL = ROOT / "tools" / "thesis_matrix.py"
 

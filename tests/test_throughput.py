@@ -20,16 +20,16 @@ from hypothesis import strategies as st
 from live import mbr_live
 
 from mbr_live.ahead import Ahead
-from mbr_live.arrivals import MAX_JUMP_TICKS, Eye, RefusedFrame, SeenFrame
-from mbr_live.batch import Job, run_job
+from mbr_live.batch.batch import Job, run_job
 from mbr_live.bundle import Bundle
 from mbr_live.config import Camera, Config, Simulated, Wire
-from mbr_live.openvino_engine import OpenVinoEngine
+from mbr_live.engines.openvino_engine import OpenVinoEngine
+from mbr_live.live.arrivals import MAX_JUMP_TICKS, Eye, RefusedFrame, SeenFrame
 from mbr_live.pipeline import LaneState, Pipeline, Seen
-from mbr_live.simulate import Simulation
+from mbr_live.simulation.camera import Simulation
 from mbr_live.sinks import label_header, label_rows, read_run
-from mbr_live.sources import VideoFile, sampled
 from mbr_live.types import TICK_NS, Decision, Frame
+from mbr_live.video.sources import VideoFile, sampled
 from mbr_live.wire import CaptureCounts, End, FrameHeader, FrameSender, StatusSubscriber, free_endpoint, own_clock
 
 WINDOW_PX = 160
@@ -217,8 +217,8 @@ def test_a_process_that_is_killed_is_named_and_leaves_the_others(box_video: Path
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from mbr_live.batch import Job
-from mbr_live.batch_workers import Labeller, labelled
+from mbr_live.batch.batch import Job
+from mbr_live.batch.workers import Labeller, labelled
 from mbr_live.bundle import load_bundle
 from mbr_live.config import DEMO_BUNDLE
 from mbr_live.types import MbrError

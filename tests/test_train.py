@@ -17,19 +17,19 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
-from mbr_live import checkpoints, curves  # noqa: E402
-from mbr_live import train as training  # noqa: E402
-from mbr_live.augmentation import Augmentation, augment  # noqa: E402
-from mbr_live.batch import Job, run_job  # noqa: E402
+from mbr_live.batch.batch import Job, run_job  # noqa: E402
 from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, load_bundle  # noqa: E402
-from mbr_live.comparison import LabelFolder  # noqa: E402
-from mbr_live.dataset import RENDERED_BY, Dataset, read_dataset  # noqa: E402
-from mbr_live.evaluate import evaluate  # noqa: E402
-from mbr_live.evaluate_program import truths  # noqa: E402
-from mbr_live.openvino_engine import OpenVinoEngine  # noqa: E402
-from mbr_live.preparation import CROPPED_BY, MEASURED_BY, prepare, stretches  # noqa: E402
-from mbr_live.scoring import average_precision, f1  # noqa: E402
-from mbr_live.train import train  # noqa: E402
+from mbr_live.datasets.augmentation import Augmentation, augment  # noqa: E402
+from mbr_live.datasets.dataset import RENDERED_BY, Dataset, read_dataset  # noqa: E402
+from mbr_live.engines.openvino_engine import OpenVinoEngine  # noqa: E402
+from mbr_live.evaluation.comparison import LabelFolder  # noqa: E402
+from mbr_live.evaluation.evaluate import evaluate  # noqa: E402
+from mbr_live.evaluation.program import truths  # noqa: E402
+from mbr_live.evaluation.scoring import average_precision, f1  # noqa: E402
+from mbr_live.training import checkpoints, curves  # noqa: E402
+from mbr_live.training import train as training  # noqa: E402
+from mbr_live.training.preparation import CROPPED_BY, MEASURED_BY, prepare, stretches  # noqa: E402
+from mbr_live.training.train import train  # noqa: E402
 from mbr_live.types import MbrError  # noqa: E402
 
 TINY = """
@@ -250,12 +250,17 @@ def test_a_folder_with_other_things_is_refused_before_the_work(cache: Path, tmp_
 
 
 def test_the_cache_knows_all_modules_that_it_depends_on() -> None:
-    program = "import sys, mbr_live.{}; print(*(m.split('.')[1] for m in sys.modules if m.startswith('mbr_live.')))"
+    program = (
+        "import sys, mbr_live.{}\n"
+        "for name, module in sys.modules.items():\n"
+        "    if name.startswith('mbr_live.') and not hasattr(module, '__path__'):\n"
+        "        print(name.removeprefix('mbr_live.').replace('.', '/'))"
+    )
     for name, patterns in (
-        ("simulate", RENDERED_BY),
-        ("locate", CROPPED_BY),
-        ("sources", CROPPED_BY),
-        ("kinematics", MEASURED_BY),
+        ("simulation.camera", RENDERED_BY),
+        ("stages.locate", CROPPED_BY),
+        ("video.sources", CROPPED_BY),
+        ("stages.kinematics", MEASURED_BY),
     ):
         loaded = subprocess.check_output([sys.executable, "-c", program.format(name)], text=True).split()
         for module in set(loaded) - {"types"}:

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_triggers import ONSET, WHILE, play, rows, rules
 
-from mbr_live.outputs.protocol import TriggerMessage
-from mbr_live.outputs.workers import Delivery
-from mbr_live.trigger_log import Summary, TriggerLog, message_id, open_log, read_receipts, read_yoked
-from mbr_live.triggers import Action, TriggerRule, restored
+from mbr_live.triggers.log import Summary, TriggerLog, message_id, open_log, read_receipts, read_yoked
+from mbr_live.triggers.machine import Action, TriggerRule, restored
+from mbr_live.triggers.outputs.protocol import TriggerMessage
+from mbr_live.triggers.outputs.workers import Delivery
 from mbr_live.types import MbrError
 
 TEMPLATE = Summary(camera="", session="", started="", triggers=[], outputs=[], stale_after_s=0.25)

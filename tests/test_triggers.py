@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbr_live.triggers import (
+from mbr_live.triggers.machine import (
     HOUR_FRAMES,
     Action,
     TriggerRule,

@@ -17,8 +17,8 @@ import pytest
 from conftest import ROOT
 from trigger_rig import wait_for
 
-from mbr_live.outputs.serial_ttl import SerialBox
-from mbr_live.outputs.simulated_box import LINES
+from mbr_live.triggers.outputs.serial_ttl import SerialBox
+from mbr_live.triggers.outputs.simulated_box import LINES
 
 FIRST_PIN = 2
 

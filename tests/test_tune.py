@@ -17,13 +17,13 @@ optuna = pytest.importorskip("optuna", reason="tuning needs the extra `train`")
 
 from live import mbr_live  # noqa: E402
 
-from mbr_live import tune as tuning  # noqa: E402
 from mbr_live.bundle import TEMPORAL  # noqa: E402
-from mbr_live.candidates import candidate, write_candidate  # noqa: E402
-from mbr_live.dataset import read_dataset  # noqa: E402
-from mbr_live.search_space import Range, TuneSettings  # noqa: E402
-from mbr_live.train import train  # noqa: E402
-from mbr_live.tune import Candidate, pareto_front, tune  # noqa: E402
+from mbr_live.datasets.dataset import read_dataset  # noqa: E402
+from mbr_live.datasets.search_space import Range, TuneSettings  # noqa: E402
+from mbr_live.training import tune as tuning  # noqa: E402
+from mbr_live.training.candidates import candidate, write_candidate  # noqa: E402
+from mbr_live.training.train import train  # noqa: E402
+from mbr_live.training.tune import Candidate, pareto_front, tune  # noqa: E402
 from mbr_live.types import MbrError  # noqa: E402
 
 BASE = """
@@ -251,7 +251,7 @@ def test_a_search_that_was_killed_goes_on_within_its_candidate(cache: Path, tmp_
     grid = '\n[tune]\nsampler = "grid"\npruning = false\n[tune.search]\n"model.temporal.channels" = [4, 8, 16]\n'
     file, out = written(tmp_path / "small.toml", text + grid), tmp_path / "study"
     program = (
-        "import sys; from pathlib import Path; from mbr_live.tune import tune\n"
+        "import sys; from pathlib import Path; from mbr_live.training.tune import tune\n"
         "def show(stage, done, total): print(stage, done, flush=True)\n"
         "tune(Path(sys.argv[1]), Path(sys.argv[2]), progress=show, cache=Path(sys.argv[3]))\n"
     )

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbr_live.kinematics import CHANNELS, KinematicState, kinematics
-from mbr_live.locate import LocateState
-from mbr_live.silhouette import Silhouette, silhouette
+from mbr_live.datasets.variation import Draw, Variation, draw, varied
+from mbr_live.stages.kinematics import CHANNELS, KinematicState, kinematics
+from mbr_live.stages.locate import LocateState
+from mbr_live.stages.silhouette import Silhouette, silhouette
 from mbr_live.types import Sighting
-from mbr_live.variation import Draw, Variation, draw, varied
 
 HEIGHT, WIDTH, WINDOW = 160, 200, 96
 NOTHING = Variation(zoom=0, stretch=0, shear=0, contrast=0, brightness=0, outline=0)

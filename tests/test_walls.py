@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbr_live.walls import DIRECTIONS, FAR, GROWTH, NAMES, NO_WALLS, SPAN_MAX, Points, Walls, distances
+from mbr_live.stages.walls import DIRECTIONS, FAR, GROWTH, NAMES, NO_WALLS, SPAN_MAX, Points, Walls, distances
 
 WINDOW = 100
 HALF = 10.0  # px, half of the animal's side

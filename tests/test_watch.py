@@ -24,11 +24,22 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from mbr_live.ethogram import History, Mark, Marks, axis, bar, braille_strip, gather, mark_of, span_ticks, strip
+from mbr_live.monitoring.ethogram import (
+    History,
+    Mark,
+    Marks,
+    axis,
+    bar,
+    braille_strip,
+    gather,
+    mark_of,
+    span_ticks,
+    strip,
+)
+from mbr_live.monitoring.watch import Dashboard, event_line, plain_lines, watch
+from mbr_live.monitoring.watch_state import MAX_BEHAVIOURS, MAX_CAMERAS, MAX_EVENTS, Watched
 from mbr_live.status import CameraStatus, LabelMessage, Liveness, StatusMessage, SystemStatus
 from mbr_live.types import MbrError
-from mbr_live.watch import Dashboard, event_line, plain_lines, watch
-from mbr_live.watch_state import MAX_BEHAVIOURS, MAX_CAMERAS, MAX_EVENTS, Watched
 from mbr_live.wire import StatusPublisher, free_endpoint
 
 N, Y, U, G = Mark.NO, Mark.YES, Mark.LOST, Mark.GAP
@@ -409,7 +420,7 @@ def test_watch_in_a_terminal_draws_and_leaves_it_as_it_was() -> None:
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     # A test runner in the background hands down an ignored Ctrl-C; a terminal does not.
     heeded = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    command = [sys.executable, "-c", f"{heeded}; from mbr_live.watch import watch; watch({endpoint!r})"]
+    command = [sys.executable, "-c", f"{heeded}; from mbr_live.monitoring.watch import watch; watch({endpoint!r})"]
     environment = {**os.environ, "TERM": "xterm-256color", "PYTHONUTF8": "1"}
     said = b""
     with subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as program:

@@ -52,7 +52,7 @@ def main() -> None:
 
 def decode_only(video: Path) -> int:
     """Decode every frame and make the picture of those that 10 fps sampling keeps; returns how many it keeps."""
-    from mbr_live.sources import open_video, sampled
+    from mbr_live.video.sources import open_video, sampled
 
     return sum(1 for _ in sampled(open_video(video), "bench"))
 
@@ -60,7 +60,7 @@ def decode_only(video: Path) -> int:
 def features_only(bundle: Path, kind: EngineKind, frames: int) -> None:
     """Run the feature network over as many crops as the video has 10 fps frames."""
     from mbr_live.bundle import load_bundle
-    from mbr_live.engine_choice import engine_of
+    from mbr_live.engines.choice import engine_of
 
     engine = engine_of(load_bundle(bundle), kind)
     crops = np.random.default_rng(0).integers(0, 256, (64, 1, 160, 160, 3), np.uint8)

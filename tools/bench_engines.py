@@ -27,14 +27,14 @@ from rich.progress import track
 from rich.table import Table
 
 from mbr_live.bundle import CARD, TEMPORAL, Bundle, load_bundle, write_bundle
-from mbr_live.calibrate import Given, cost_of, label
 from mbr_live.config import DEMO_BUNDLE
-from mbr_live.engine_choice import engine_of
-from mbr_live.engine_parity import probe, timed_s
-from mbr_live.models import export_onnx
-from mbr_live.openvino_engine import OpenVinoEngine, Precision, has_bf16
-from mbr_live.temporal import Tcn
-from mbr_live.temporal_config import TcnConfig
+from mbr_live.datasets.temporal_config import TcnConfig
+from mbr_live.engines.choice import engine_of
+from mbr_live.engines.openvino_engine import OpenVinoEngine, Precision, has_bf16
+from mbr_live.engines.parity import probe, timed_s
+from mbr_live.quantisation.calibrate import Given, cost_of, label
+from mbr_live.training.models import export_onnx
+from mbr_live.training.temporal import Tcn
 from mbr_live.types import EngineKind
 
 BATCHES, THREADS = (1, 8, 32), (1, 2)

@@ -22,12 +22,12 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from mbr_live.bundle import FEATURES
-from mbr_live.dataset import BehaviourSpec, Dataset, ModelSettings
-from mbr_live.engine import Engine
-from mbr_live.export import write_untaught
-from mbr_live.extractors import PUBLISHED, build_extractor
-from mbr_live.networks import temporal_of
-from mbr_live.openvino_engine import OpenVinoEngine
+from mbr_live.datasets.dataset import BehaviourSpec, Dataset, ModelSettings
+from mbr_live.engines.openvino_engine import OpenVinoEngine
+from mbr_live.engines.protocol import Engine
+from mbr_live.training.export import write_untaught
+from mbr_live.training.extractors import PUBLISHED, build_extractor
+from mbr_live.training.networks import temporal_of
 from mbr_live.types import CROP_PX
 
 

@@ -33,9 +33,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from mbr_live.locate import LocateState, crop, initial_state, locate, window_px
-from mbr_live.sources import open_video, sampled
+from mbr_live.stages.locate import LocateState, crop, initial_state, locate, window_px
 from mbr_live.types import Image, Sighting
+from mbr_live.video.sources import open_video, sampled
 
 SMALL_PX = 214  # references and sheets work on pictures of this width
 LATE_FRAMES = 50

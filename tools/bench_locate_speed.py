@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mbr_live.blindness import BlindState, is_blind
-from mbr_live.locate import crop, initial_state, locate, window_px
-from mbr_live.simulate import CONDITIONS, Simulation
+from mbr_live.simulation.camera import CONDITIONS, Simulation
+from mbr_live.stages.blindness import BlindState, is_blind
+from mbr_live.stages.locate import crop, initial_state, locate, window_px
 from mbr_live.types import Image
 
 SIZES = ((640, 480), (1280, 720), (1920, 1080), (2560, 1440), (3840, 2160))

@@ -27,9 +27,9 @@ from cameras import Cable, RtspServer, why_no_rtsp, write_pictures  # noqa: E402
 from live import system_config  # noqa: E402
 from rich.progress import track  # noqa: E402
 
-from mbr_live.camera_log import read_outages  # noqa: E402
+from mbr_live.cameras.log import read_outages  # noqa: E402
 from mbr_live.config import Camera, RtspCamera  # noqa: E402
-from mbr_live.run import System  # noqa: E402
+from mbr_live.live.run import System  # noqa: E402
 from mbr_live.sinks import gap_ranges, read_labels  # noqa: E402
 from mbr_live.status import LabelMessage, parse_status  # noqa: E402
 from mbr_live.wire import StatusSubscriber  # noqa: E402

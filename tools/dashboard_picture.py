@@ -15,9 +15,9 @@ from rich.terminal_theme import SVG_EXPORT_THEME
 
 from mbr_live.config import DEMO_BUNDLE, Camera, Config, Simulated, Wire
 from mbr_live.demo import SCENES
-from mbr_live.run import run
+from mbr_live.live.run import run
+from mbr_live.monitoring.watch import Dashboard
 from mbr_live.status import SystemStatus, parse_status
-from mbr_live.watch import Dashboard
 from mbr_live.wire import StatusSubscriber, free_endpoint
 
 SHOWN_OUT = "runs/demo"  # in place of the temporary folder

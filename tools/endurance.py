@@ -18,9 +18,9 @@ from rich.progress import track
 
 from mbr_live.bundle import load_bundle
 from mbr_live.config import DEMO_BUNDLE
-from mbr_live.openvino_engine import OpenVinoEngine
+from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.pipeline import Pipeline
-from mbr_live.simulate import Simulation
+from mbr_live.simulation.camera import Simulation
 from mbr_live.sinks import SessionLog
 from mbr_live.types import TICK_NS, Frame, Image
 

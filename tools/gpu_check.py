@@ -32,12 +32,12 @@ from rich.table import Table
 
 from mbr_live.bundle import FEATURES, Bundle, load_bundle
 from mbr_live.config import DEMO_BUNDLE
-from mbr_live.engine_parity import limits, parity, passes, timed_s
-from mbr_live.gpu_probe import probe_gpus
-from mbr_live.openvino_engine import OpenVinoEngine
-from mbr_live.plans import GpuPrecision, plan_folder, read_plan
-from mbr_live.tensorrt_build import build_in_child, plan_key
-from mbr_live.tensorrt_engine import TensorRtEngine
+from mbr_live.engines.gpu_probe import probe_gpus
+from mbr_live.engines.openvino_engine import OpenVinoEngine
+from mbr_live.engines.parity import limits, parity, passes, timed_s
+from mbr_live.engines.plans import GpuPrecision, plan_folder, read_plan
+from mbr_live.engines.tensorrt_build import build_in_child, plan_key
+from mbr_live.engines.tensorrt_engine import TensorRtEngine
 from mbr_live.types import CROP_PX, RATE_FPS, MbrError
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -109,7 +109,7 @@ def _crops(batch: int) -> np.ndarray:
 def _torch_rows(bundle: Bundle, seconds: float) -> Iterator[Row]:
     import torch
 
-    from mbr_live.onnx_torch import OnnxGraph
+    from mbr_live.engines.onnx_torch import OnnxGraph
 
     if not torch.cuda.is_available():
         raise MbrError("torch sees no GPU: is it a build for the CPU alone?")

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Behaviour, Bundle, Manifest, TrainingCard, write_bundle
-from mbr_live.calibrate import Given, calibrate
-from mbr_live.engine_parity import probe
-from mbr_live.models import export_onnx
-from mbr_live.simulate import record
-from mbr_live.temporal import Tcn
-from mbr_live.temporal_config import TcnConfig
+from mbr_live.datasets.temporal_config import TcnConfig
+from mbr_live.engines.parity import probe
+from mbr_live.quantisation.calibrate import Given, calibrate
+from mbr_live.simulation.camera import record
+from mbr_live.training.models import export_onnx
+from mbr_live.training.temporal import Tcn
 
 FEATURE_DIM = 512
 BEHAVIOURS = ("first", "second")

@@ -19,8 +19,8 @@ from rich.table import Table
 
 from mbr_live.bundle import load_bundle
 from mbr_live.config import DEMO_BUNDLE
-from mbr_live.scoring import average_precision, f1
-from mbr_live.simulate import CONDITIONS, record
+from mbr_live.evaluation.scoring import average_precision, f1
+from mbr_live.simulation.camera import CONDITIONS, record
 
 Columns = dict[str, list[str]]
 

@@ -26,13 +26,13 @@ from rich.progress import track
 from rich.table import Table
 from sklearn.ensemble import ExtraTreesClassifier
 
-from mbr_live.annotations import Marks
-from mbr_live.dataset import Dataset, cache_folder, read_dataset
-from mbr_live.preparation import Recording, prepare, stretches
-from mbr_live.scoring import average_precision, f1
-from mbr_live.splits import Fold
+from mbr_live.annotation.marks import Marks
+from mbr_live.datasets.dataset import Dataset, cache_folder, read_dataset
+from mbr_live.datasets.splits import Fold
+from mbr_live.datasets.variation import Variation
+from mbr_live.evaluation.scoring import average_precision, f1
+from mbr_live.training.preparation import Recording, prepare, stretches
 from mbr_live.types import RATE_FPS, UNKNOWN, MbrError
-from mbr_live.variation import Variation
 
 MEASURES = ("log_aspect", "height", "size", "motion", "speed")
 MEMORY_FRAMES = round(2.5 * RATE_FPS)

@@ -27,16 +27,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from mbr_live.augmentation import Augmentation
-from mbr_live.batch import Job, run_job
-from mbr_live.comparison import LabelFolder
-from mbr_live.dataset import ModelSettings, cache_folder, key_of, read_dataset
-from mbr_live.evaluate_program import truths, write_report
-from mbr_live.extractor_config import FROM_SCRATCH, IMAGENET, OWN
-from mbr_live.metrics import BinaryScores, Evaluation
-from mbr_live.openvino_engine import OpenVinoEngine
+from mbr_live.batch.batch import Job, run_job
+from mbr_live.datasets.augmentation import Augmentation
+from mbr_live.datasets.dataset import ModelSettings, cache_folder, key_of, read_dataset
+from mbr_live.datasets.extractor_config import FROM_SCRATCH, IMAGENET, OWN
+from mbr_live.engines.openvino_engine import OpenVinoEngine
+from mbr_live.evaluation.comparison import LabelFolder
+from mbr_live.evaluation.metrics import BinaryScores, Evaluation
+from mbr_live.evaluation.program import truths, write_report
 from mbr_live.sinks import write_atomically
-from mbr_live.train import train
+from mbr_live.training.train import train
 
 CONDITIONS = {"box": 17, "clutter": 5, "dark": 2}
 """Recordings of the theses in conditions of this kind."""

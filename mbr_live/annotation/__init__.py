@@ -1,0 +1,1 @@
+"""What people marked, from whatever file."""

@@ -1,0 +1,1 @@
+"""Recordings on disk labelled by the pipeline of the live system."""

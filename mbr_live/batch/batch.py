@@ -1,0 +1,260 @@
+"""Recorded files through the same pipeline: as many as there are, the same bytes as live.
+
+Results are written under another name and renamed when the file is done, so that a file that turns out to be broken,
+or an interruption, leaves nothing half-written; a broken file does not stop the others.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mbr_live.ahead import Ahead
+from mbr_live.bundle import Bundle
+from mbr_live.drift import Drift, Glance, glance_at, reference_of
+from mbr_live.engines.protocol import Engine
+from mbr_live.pipeline import Hindsight, LaneState, Pipeline, Seen, SightState
+from mbr_live.sinks import (
+    BOUTS_SUFFIX,
+    LABELS_SUFFIX,
+    PART_SUFFIX,
+    RUN_SUFFIX,
+    RunManifest,
+    SessionLog,
+    gap_ranges,
+    read_labels,
+    versions,
+    write_run,
+)
+from mbr_live.types import Decision, Frame, MbrError, SourceFrame
+from mbr_live.video.sources import JOURNAL_SUFFIX, JoinedFiles, Recording, Source, VideoFile, sampled
+
+AHEAD_FRAMES = 8  # decoded, and seen, ahead: enough to keep all threads busy, little enough to stay small
+TOGETHER_FRAMES = 8  # at most, of which the features are computed in one call
+
+Progress = Callable[[int], None]
+"""Called with the number of source frames that are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One recording to label: a file, several joined, or what a live session recorded."""
+
+    name: str
+    paths: tuple[Path, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What happened to a live run and is to happen again: ticks that were lost, and restarts of inference."""
+
+    drops: Sequence[tuple[int, int]] = ()
+    restarts: Sequence[int] = ()
+
+    def lost(self, index: int) -> bool:
+        """Whether the frame of this tick did not arrive."""
+        before = bisect_right(self.drops, (index, 2**63)) - 1
+        return before >= 0 and index <= self.drops[before][1]
+
+
+def jobs_of(paths: Sequence[Path], join: str | None) -> list[Job]:
+    """One job per file, or one for all with `join`; MbrError when two would write the same result."""
+    if join is not None:
+        return [Job(join, tuple(paths))]
+    jobs = [Job(_stem(path), (path,)) for path in paths]
+    by_name: dict[str, Path] = {}
+    for job in jobs:
+        if job.name in by_name:
+            raise MbrError(
+                f"{job.paths[0]}: its results would have the name of those of {by_name[job.name]} ({job.name}). "
+                "Give the two to separate calls with different --out folders."
+            )
+        by_name[job.name] = job.paths[0]
+    return jobs
+
+
+def run_job(
+    job: Job,
+    out: Path,
+    bundle: Bundle,
+    engine: Engine,
+    *,
+    replayed: Replayed | None = None,
+    window_px: int | None = None,
+    progress: Progress = lambda done: None,
+) -> RunManifest:
+    """Label one recording into `out`; MbrError when it cannot be read to its end, and nothing is left then."""
+    started, wall_s, cpu_s = datetime.now(UTC).isoformat(), time.monotonic(), time.process_time()
+    frames = _frames(job, progress)
+    finals = [out / f"{job.name}{suffix}" for suffix in (LABELS_SUFFIX, BOUTS_SUFFIX)]
+    labels, bouts = parts = [path.with_name(path.name + PART_SUFFIX) for path in finals]
+    windows = {job.name: window_px} if window_px else None
+    pipeline = Pipeline(bundle.manifest, engine, windows)
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        log = SessionLog.create(labels, bouts, bundle.manifest)
+        with closing(log):
+            drift = _drift(bundle)
+            state = _label(frames, job.name, pipeline, log, replayed or Replayed(), drift)
+        figures = drift.figures() if drift else {}
+        run = RunManifest(
+            recording=job.name,
+            mode="batch",
+            exit_status="complete",
+            started=started,
+            finished=datetime.now(UTC).isoformat(),
+            bundle=bundle.manifest.name,
+            bundle_sha256=bundle.sha256,
+            causal=bundle.manifest.causal,
+            engine=engine.name,
+            versions=versions(),
+            sources=[str(path) for path in job.paths],
+            rows=dict(log.rows),
+            bouts=dict(log.bout_counts),
+            drops=gap_ranges(read_labels(labels)),
+            restarts=list(replayed.restarts) if replayed else [],
+            window_px=pipeline.window_px(job.name, state.sight),
+            drift=figures,
+            drifted=drift.drifted(figures) if drift else [],
+            timings=_timings(log, time.monotonic() - wall_s, time.process_time() - cpu_s),
+        )
+        for part, final in zip(parts, finals, strict=True):
+            part.replace(final)
+        write_run(out / f"{job.name}{RUN_SUFFIX}", run)
+    finally:
+        for part in parts:
+            part.unlink(missing_ok=True)
+    return run
+
+
+def _drift(bundle: Bundle) -> Drift | None:
+    reference = reference_of(bundle)
+    return Drift(reference, bundle.manifest.behaviour_names) if reference else None
+
+
+def _label(
+    frames: Iterator[Frame],
+    name: str,
+    pipeline: Pipeline,
+    log: SessionLog,
+    replayed: Replayed,
+    drift: Drift | None,
+) -> LaneState:
+    """Run all frames through the pipeline into the log; the state in the end.
+
+    Decoding, seeing and the networks each have a thread: what one picture shows needs nothing of what the networks
+    say of the one before.
+    """
+    state = pipeline.start()
+    restarts = list(replayed.restarts)
+    hindsight = Hindsight(pipeline)
+    label = pipeline.label if pipeline.manifest.causal else hindsight.label
+    last, origin_ns = -1, 0
+
+    def write(decisions: list[Decision]) -> None:
+        log.write_all(decisions)
+        if drift:
+            drift.hear(decisions)
+
+    with (
+        closing(Ahead(frames, AHEAD_FRAMES)) as decoded,
+        closing(Ahead(_ticks(decoded, pipeline, replayed, glances=drift is not None), AHEAD_FRAMES)) as ticks,
+    ):
+        for group in ticks.groups(TOGETHER_FRAMES):
+            features = iter(pipeline.features([tick.seen for tick in group if tick.seen]))
+            for tick in group:
+                last, origin_ns = tick.index, tick.origin_ns
+                if tick.seen is None:
+                    continue
+                while restarts and tick.index > restarts[0]:
+                    gaps, state = pipeline.gap(name, restarts.pop(0) + 1, origin_ns, state)
+                    write([*hindsight.flush(), *gaps])
+                    state = pipeline.start(state.last_index)
+                decisions, states = label([tick.seen], [next(features)], {name: state})
+                state = states[name]
+                write(decisions)
+                if drift and tick.glance:
+                    drift.see(tick.glance)
+    gaps, state = pipeline.gap(name, last + 1, origin_ns, state)
+    write([*hindsight.flush(), *gaps])
+    return state
+
+
+@dataclass(frozen=True, slots=True)
+class _Tick:
+    """A tick that a frame of the recording serves."""
+
+    index: int
+    origin_ns: int
+    seen: Seen | None  # None: the frame was lost live
+    glance: Glance | None  # where somebody wants to know what the animal looks like, and it is there
+
+
+def _ticks(frames: Iterable[Frame], pipeline: Pipeline, replayed: Replayed, *, glances: bool) -> Iterator[_Tick]:
+    """What the frames show; a restart forgets what was seen before it."""
+    sight, restarts = SightState(), list(replayed.restarts)
+    for frame in frames:
+        seen, glance = None, None
+        if not replayed.lost(frame.index):
+            while restarts and frame.index > restarts[0]:
+                restarts.pop(0)
+                sight = SightState()
+            seen = pipeline.see(frame, sight)
+            sight = seen.after
+            if glances:
+                glance = glance_at(frame.pixels, seen, pipeline.window_px(frame.camera, sight))
+        yield _Tick(frame.index, frame.origin_ns, seen, glance)
+
+
+def _frames(job: Job, progress: Progress) -> Iterator[Frame]:
+    """The 10 fps frames of a job; whatever cannot be opened is an error before anything is written."""
+    if any(path.name.endswith(JOURNAL_SUFFIX) for path in job.paths):
+        if len(job.paths) > 1:
+            raise MbrError(f"{job.name}: a recording of a live session cannot be joined with others. Give it alone.")
+        return _counted_frames(Recording(job.paths[0]).frames(job.name), progress)
+    files = [VideoFile(path) for path in job.paths]
+    source: Source = files[0] if len(files) == 1 else JoinedFiles(job.name, files)
+    return sampled(_Counted(source, progress), job.name)
+
+
+def estimated_frames(job: Job) -> int | None:
+    """Source frames of a job as far as the files say, for a progress bar."""
+    if job.paths[0].name.endswith(JOURNAL_SUFFIX):
+        return Recording(job.paths[0]).estimated_frames
+    return JoinedFiles(job.name, [VideoFile(path) for path in job.paths]).estimated_frames
+
+
+class _Counted:
+    """A source that reports how far it is."""
+
+    def __init__(self, source: Source, progress: Progress) -> None:
+        self.name, self._source, self._progress = source.name, source, progress
+
+    def __iter__(self) -> Iterator[SourceFrame]:
+        for done, frame in enumerate(self._source, 1):
+            self._progress(done)
+            yield frame
+
+
+def _counted_frames(frames: Iterator[Frame], progress: Progress) -> Iterator[Frame]:
+    for frame in frames:
+        progress(frame.index + 1)
+        yield frame
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(JOURNAL_SUFFIX) if path.name.endswith(JOURNAL_SUFFIX) else path.stem
+
+
+def _timings(log: SessionLog, wall_s: float, cpu_s: float) -> dict[str, float]:
+    frames = sum(log.rows.values())
+    return {
+        "wall_s": round(wall_s, 3),
+        "cpu_s": round(cpu_s, 3),
+        "output_frames_per_s": round(frames / wall_s, 1),
+    }

@@ -1,0 +1,109 @@
+"""`mbr-live batch`: many files, a progress bar each, a table at the end, an exit code that says whether all is well.
+
+Several files are labelled at the same time, each in a process of its own: the files of a process would wait for each
+other, and on a machine with many cores one file cannot use them all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mbr_live.batch.batch import Job, Replayed, jobs_of
+from mbr_live.batch.workers import Labeller, Told, labelled
+from mbr_live.bundle import load_bundle
+from mbr_live.engines.choice import kind_of
+from mbr_live.sinks import RunManifest, read_run
+from mbr_live.types import DEFAULT_ENGINE, EngineWish, MbrError
+
+EXIT_SOME_FAILED = 1
+
+_log = logging.getLogger(__name__)
+
+
+def batch_program(
+    videos: Sequence[Path],
+    out: Path,
+    bundle_path: Path,
+    *,
+    join: str | None = None,
+    drops: Path | None = None,
+    window_px: int | None = None,
+    wish: EngineWish | None = None,
+    at_once: int | None = None,
+) -> int:
+    """Label every file, `at_once` at the same time (None: as many as there are cores).
+
+    0 when all went well, 1 when some could not be read (they are named on stderr)."""
+    bundle = load_bundle(bundle_path)
+    jobs = jobs_of(videos, join)
+    lived = _lived(drops, jobs) if drops else None
+    replayed = Replayed(lived.drops, lived.restarts) if lived else None
+    recorded = kind_of(lived.engine) if lived else None
+    labeller = Labeller(bundle, out, wish or recorded or DEFAULT_ENGINE, recorded, replayed, window_px)
+    if lived and labeller.engine().name != lived.engine:
+        _log.warning(
+            "%s was labelled by %s; this is %s: labels may differ",
+            lived.recording, lived.engine, labeller.engine().name,
+        )  # fmt: skip
+    done: dict[int, RunManifest] = {}
+    errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        shown = [bars.add_task(job.name, total=None) for job in jobs]
+        for number, ended in labelled(labeller, jobs, at_once or _cores(), _shows(bars, shown)):
+            if isinstance(ended, RunManifest):
+                bars.update(shown[number], total=1, completed=1)
+                done[number] = ended
+            else:
+                bars.update(shown[number], description=f"{jobs[number].name}: failed")
+                errors.print(f"mbr-live: {ended}")
+    if done:
+        Console().print(_table([done[number] for number in sorted(done)]))
+        if not bundle.manifest.causal:
+            print(f"bundle {bundle.manifest.name} looks ahead: these labels are not what a live camera would get")
+        for run in done.values():
+            if run.drifted:
+                errors.print(f"{run.recording}: {', '.join(run.drifted)} unlike training; see drift in its .run.json")
+        print(f"labels, bouts and manifests: {out}")
+    return 0 if len(done) == len(jobs) else EXIT_SOME_FAILED
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _shows(bars: Progress, shown: Sequence[TaskID]) -> Told:
+    return lambda number, done, total: bars.update(shown[number], completed=done, total=total)
+
+
+def _lived(path: Path, jobs: Sequence[Job]) -> RunManifest:
+    """The live run that is replayed."""
+    run = read_run(path)
+    if len(jobs) != 1:
+        raise MbrError(f"{path}: --drops is of one recording ({run.recording}), but {len(jobs)} were given. Give one.")
+    if run.exit_status == "running":
+        raise MbrError(
+            f"{path}: this run did not come to its end, so what it lost is not known yet. Let it go on and end: "
+            "mbr-live run with the same configuration."
+        )
+    return run
+
+
+def _table(runs: Sequence[RunManifest]) -> Table:
+    table = Table(title="labelled recordings")
+    for column in ("recording", "frames", "ok", "unknown", "bouts", "frames/s"):
+        table.add_column(column, justify="left" if column in ("recording", "bouts") else "right")
+    for run in runs:
+        frames, ok = sum(run.rows.values()), run.rows.get("ok", 0)
+        bouts = ", ".join(f"{count} {name}" for name, count in run.bouts.items())
+        speed = f"{run.timings['output_frames_per_s']:.0f}"
+        table.add_row(run.recording, str(frames), str(ok), str(frames - ok), bouts, speed)
+    return table

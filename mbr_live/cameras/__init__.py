@@ -1,0 +1,1 @@
+"""Live pictures: connections that come back, their clocks, their health, what belongs to one camera."""

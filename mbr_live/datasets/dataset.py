@@ -1,0 +1,496 @@
+"""What a model is trained on: the dataset file, and the videos and marks of its recordings.
+
+A simulated recording is rendered to an H.264 file, which is cached under a key of everything that it depends on.
+Labels are looked up by source frame. A frame that nobody labelled stays UNKNOWN: it is masked, never a negative.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PrivateAttr, ValidationError, field_validator, model_validator
+
+from mbr_live.annotation.formats import read_annotations
+from mbr_live.annotation.marks import Annotations, Finding, ProblemKind, Severity
+from mbr_live.datasets import splits
+from mbr_live.datasets.augmentation import Augmentation, RecordingAugmentation
+from mbr_live.datasets.extractor_config import FROM_SCRATCH, IMAGENET, OWN, PictureSettings
+from mbr_live.datasets.recordings import (
+    NO_RANDOM,
+    Clip,
+    ClipFolder,
+    LabelledVideo,
+    RecordingSpec,
+    Section,
+    SimulatedRecording,
+    VideoFolder,
+    VideoRecording,
+    check_names,
+    clip_findings,
+    clip_specs,
+    folder_specs,
+    listed,
+    simulated_spec,
+    video_spec,
+    with_splits,
+)
+from mbr_live.datasets.search_space import TuneSettings
+from mbr_live.datasets.splits import Fold, Split
+from mbr_live.datasets.temporal_config import TcnConfig, TemporalConfig
+from mbr_live.datasets.training_config import EarlyStopping, FineTuning
+from mbr_live.datasets.variation import Variation
+from mbr_live.simulation import camera as simulate
+from mbr_live.stages import sampler
+from mbr_live.stages.kinematics import CHANNELS, SETS
+from mbr_live.types import RATE_FPS, UNKNOWN, MbrError
+from mbr_live.video import sources
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+"""Told the stage of the work, the units done and the units in all."""
+
+# The modules that a rendered video depends on; a change of one of them makes it anew.
+RENDERED_BY = ("simulation/*.py",)
+
+
+BoutSeconds = Annotated[float, Field(ge=0.0, le=3600.0)] | Literal["fit"]
+CalibrationKind = Literal["none", "platt", "temperature"]
+ThresholdRule = Literal["fit", "shrunk"] | Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class BehaviourSpec(Section):
+    """A behaviour to learn: what it is called in label files, and how long its bouts and pauses in them are."""
+
+    name: str
+    columns: tuple[str, ...] = ()  # columns or codes that count as it; default: its own name, and names for the same
+    min_bout_s: BoutSeconds = 0.3  # "fit": by the validation recordings
+    bridge_s: BoutSeconds = 0.2
+
+
+class ModelSettings(PictureSettings):
+    """What the networks are, and what they see."""
+
+    kinematics: str | Annotated[tuple[str, ...], Field(min_length=1)] = "none"  # sets, joined by "+"
+    temporal: TemporalConfig = TcnConfig()
+    ensemble: Annotated[int, Field(ge=1, le=32)] = 1  # temporal networks whose logits are averaged
+    behaviours: Literal["joint", "separate"] = "joint"  # separate: temporal networks of its own for every behaviour
+
+    @field_validator("kinematics")
+    @classmethod
+    def _known_sets(cls, kinematics: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        for sets in () if kinematics == "none" else listed(kinematics):
+            channels = [channel for name in sets.split("+") for channel in SETS.get(name, ())]
+            if set(sets.split("+")) - set(SETS) or len(set(channels)) < len(channels):
+                raise ValueError(
+                    f"found {sets!r}, expected 'none', one of {', '.join(SETS)}, several that share no channel joined "
+                    "as in 'all+arena', or a list of these for an ensemble"
+                )
+        return kinematics
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.extractor == "none" and self.kinematics == "none":
+            raise ValueError("extractor and kinematics are both 'none': the model would see nothing")
+        if len(self.channel_sets) > self.ensemble:
+            raise ValueError(f"kinematics lists {len(self.channel_sets)} sets; give ensemble at least as many members")
+        return self
+
+    @property
+    def channel_sets(self) -> tuple[tuple[str, ...], ...]:
+        """The kinematic channels of the members, who take these sets in turn; none: they take no kinematics."""
+        if self.kinematics == "none":
+            return ()
+        sets = listed(self.kinematics)
+        return tuple(tuple(chain.from_iterable(SETS[name] for name in each.split("+"))) for each in sets)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """All kinematic channels that some member takes."""
+        used = set(chain.from_iterable(self.channel_sets))
+        return tuple(name for name in CHANNELS if name in used)
+
+
+class TrainingSettings(Section):
+    """Single frames train the extractor, unless it is frozen; sequences then train the temporal network on the features
+    of all frames; and both may learn together in the end.
+
+    What has to do with sparse labels, and with few recordings, is off by default.
+    """
+
+    seed: int = 1
+    frames_per_step: Annotated[int, Field(ge=2)] = 64
+    frame_steps: Annotated[int, Field(ge=1)] = 1000
+    frame_learning_rate: Annotated[float, Field(gt=0.0)] = 3e-3
+    frame_weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    sequence_frames: Annotated[int, Field(ge=4)] = 256
+    sequences_per_step: Annotated[int, Field(ge=1)] = 16
+    sequence_steps: Annotated[int, Field(ge=1)] = 300
+    sequence_learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
+    sequence_weight_decay: Annotated[float, Field(ge=0.0)] = 0.01
+    unscored_frames: Annotated[int, Field(ge=0)] = 3  # at the start of a sequence: too early to have seen a movement
+    class_weights: Literal["none", "balanced"] = "none"  # balanced: a label weighs frames / (2 x frames of its class)
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # 1 is learnt as 1 - half of this, 0 as half of it
+    held_weight: Annotated[float, Field(ge=0.0, le=1.0)] = 1.0  # of a frame that repeats the label of a judged still
+    sequence_noise: Annotated[float, Field(ge=0.0)] = 0.0  # standard deviation per sequence of each kinematic channel,
+    frame_noise: Annotated[float, Field(ge=0.0)] = 0.0  # ... and per frame; in standard deviations of the channel
+    channel_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0  # share of kinematic values set to their mean
+    draw: Literal["even", "by_count"] = "even"  # of recordings; by_count: by the root of their frames of a behaviour
+    threshold: ThresholdRule = "fit"  # shrunk: fitted, towards 0.5
+    calibration: CalibrationKind = "none"  # of the probabilities, fitted to the validation recordings
+    augmentation: Augmentation = Augmentation()  # of single frames
+    recording_augmentation: RecordingAugmentation = RecordingAugmentation()
+    variation: Variation = Variation()  # of silhouettes
+    early_stopping: EarlyStopping = EarlyStopping()
+    fine_tuning: FineTuning = FineTuning()
+
+
+class SplitSettings(Section):
+    """How the groups that have no split of their own are split: shares of the groups of each condition."""
+
+    validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    seed: Annotated[int, Field(ge=0)] = 1
+    groups: dict[str, splits.Split] = Field(default={})  # the split of whole groups, by name
+
+
+class ProblemLevels(Section):
+    """How grave a problem of the labels is."""
+
+    invalid_format: Severity = "error"
+    missing_video: Severity = "error"
+    missing_column: Severity = "error"
+    no_annotation: Severity = "warning"
+    unknown_behaviour: Severity = "warning"
+    overlap: Severity = "warning"
+    unpaired: Severity = "error"
+    point_events: Severity = "warning"
+    nan_values: Severity = "warning"
+    too_many_frames: Severity = "error"
+    too_few_frames: Severity = "warning"
+    empty_behaviour: Severity = "error"  # in no recording to train on
+    empty_split: Severity = "warning"  # in no recording of another split
+    one_class: Severity = "warning"  # in every labelled frame of a split
+    log_names: Severity = "warning"
+    unused_class: Severity = "warning"
+
+    def of(self, kind: ProblemKind) -> Severity:
+        severity: Severity = getattr(self, kind)
+        return severity
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with the labels of a recording, or of the dataset (recording "")."""
+
+    severity: Severity
+    recording: str
+    kind: ProblemKind
+    text: str
+
+
+class Dataset(Section):
+    """A dataset file."""
+
+    name: str
+    summary: str  # for the model card: what this model is, and what it is not for
+    warmup_frames: Annotated[int, Field(ge=0)] = 20
+    max_gap_s: Annotated[float, Field(ge=0.0)] = 0.5
+    behaviours: Annotated[tuple[BehaviourSpec, ...], Field(min_length=1)]
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    tune: TuneSettings | None = None
+    root: str = "."  # folder that the paths are relative to, itself relative to that of the file
+    window_px: Annotated[int, Field(ge=16)] | None = None  # one crop window for all; default: each finds its own
+    split_by: str = "group"
+    groups_share_animal: bool = False  # the groups are parts of recordings of one animal, and who reads is told so
+    splits: SplitSettings = SplitSettings()
+    problems: ProblemLevels = ProblemLevels()
+    simulated: tuple[SimulatedRecording, ...] = ()
+    recordings: tuple[VideoRecording, ...] = ()
+    folders: tuple[VideoFolder, ...] = ()
+    clips: tuple[ClipFolder, ...] = ()
+    _specs: tuple[RecordingSpec, ...] = PrivateAttr(())
+    _folder: Path = PrivateAttr(Path())
+
+    @field_validator("split_by")
+    @classmethod
+    def _by_group(cls, split_by: str) -> str:
+        if split_by != "group":
+            raise ValueError(f"split_by = {split_by!r} is refused: {NO_RANDOM}")
+        return split_by
+
+    @model_validator(mode="after")
+    def _changes_what_it_sees(self) -> Self:
+        training, pictures = self.training, self.model.extractor != "none"
+        if not pictures and (training.recording_augmentation.copies or training.fine_tuning.steps):
+            raise ValueError("recording_augmentation and fine_tuning are of pictures, and extractor is 'none'")
+        if pictures and training.variation.copies:
+            raise ValueError("training.variation changes silhouettes, not crops: give it with extractor = 'none' alone")
+        return self
+
+    def all_recordings(self) -> tuple[RecordingSpec, ...]:
+        """Every recording that the file names, in its order, with its split."""
+        return self._specs
+
+    def with_fold(self, fold: Fold) -> Dataset:
+        """The same recordings with the splits of a fold; those that it does not name are trained on."""
+        parts: tuple[tuple[Split, tuple[str, ...]], ...] = (
+            ("train", tuple(spec.name for spec in self._specs)),
+            ("validation", fold.validation),
+            ("test", fold.test),
+        )
+        split_of = {name: split for split, names in parts for name in names}
+        folded = self.model_copy()
+        folded._specs = with_splits(self._specs, split_of)
+        return folded
+
+    def with_sections(self, sections: Mapping[str, Any]) -> Dataset:
+        """The same recordings with other sections, as plain data; pydantic's ValidationError where they do not fit."""
+        changed = Dataset.model_validate(self.model_dump() | dict(sections))
+        changed._specs, changed._folder = self._specs, self._folder
+        return changed
+
+    def with_weights(self, weights_file: Path) -> Dataset:
+        """The same with an extractor that starts from a file; MbrError where it does not start from any."""
+        if self.model.extractor in OWN:
+            raise MbrError(
+                f"Dataset {self.name}: its extractor is '{self.model.extractor}', which starts from no weights, and "
+                f"{weights_file} was given. Leave --weights out, or name a published extractor under [model]."
+            )
+        model = self.model.model_copy(update={"weights": str(weights_file.resolve())})
+        return self.model_copy(update={"model": model})
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file of weights that the extractor starts from; None where it starts from none, or from the hub."""
+        weights = self.model.initial_weights
+        return None if weights in (FROM_SCRATCH, IMAGENET) else self._folder / weights
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What a person should know about the file itself."""
+        return tuple(chain.from_iterable(clip_findings(entry, self._folder) for entry in self.clips))
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether anything is left to the validation recordings to decide."""
+        training = self.training
+        given = isinstance(training.threshold, float) and training.calibration == "none"
+        return not given or any("fit" in (each.min_bout_s, each.bridge_s) for each in self.behaviours)
+
+    @property
+    def max_gap_frames(self) -> int:
+        """Ticks without features that a lane bridges."""
+        return round(self.max_gap_s * RATE_FPS)
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What has to stand beside every score."""
+        if not self.groups_share_animal:
+            return ()
+        return ("Groups share an animal: neighbouring chunks are the same animal, so scores say little of others.",)
+
+
+def read_dataset(path: Path) -> Dataset:
+    """Read and check a dataset file; raises MbrError with what is wrong."""
+    try:
+        dataset = Dataset.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise MbrError(f"Dataset {path} can not be read ({error.strerror}). Check the path.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MbrError(f"Dataset {path} is not TOML: {error}. Mend that line.") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise MbrError(f"Dataset {path}: {where}: {first['msg']}. Mend that entry.") from error
+    try:
+        specs = _specs_of(dataset, path.parent / dataset.root)
+    except MbrError as error:
+        raise MbrError(f"Dataset {path}: {error}") from error
+    found = {spec.split for spec in specs}
+    # A dataset of test recordings only is one to evaluate on.
+    needed = ("train", "validation") if dataset.is_fitted else ("train",)
+    for split in () if found == {"test"} else needed:
+        if split not in found:
+            raise MbrError(
+                f"Dataset {path} has no {split} recordings. Give some recordings split = '{split}', or add recordings "
+                "of other animals (groups)."
+            )
+    dataset._specs, dataset._folder = specs, path.parent / dataset.root
+    return dataset
+
+
+def _specs_of(dataset: Dataset, folder: Path) -> tuple[RecordingSpec, ...]:
+    _check_behaviours(dataset)
+    alone = len(dataset.recordings) == 1 and not dataset.folders
+    own_group = "" if alone or dataset.groups_share_animal else None
+    specs = [
+        *map(simulated_spec, dataset.simulated),
+        *(video_spec(entry, folder, own_group) for entry in dataset.recordings),
+        *chain.from_iterable(folder_specs(entry, folder, own_group) for entry in dataset.folders),
+        *chain.from_iterable(clip_specs(entry, folder) for entry in dataset.clips),
+    ]
+    if not specs:
+        raise MbrError("it names no recording. Add [[recordings]], [[folders]], [[clips]] or simulated = [...].")
+    if dataset.clips and dataset.window_px is None:
+        raise MbrError(
+            "clips are too short to settle a crop window. Give window_px = the side of the window in pixels."
+        )
+    check_names(specs)
+    strangers = sorted(set(dataset.splits.groups) - {spec.group for spec in specs})
+    if strangers:
+        raise MbrError(f"splits.groups names {', '.join(strangers)}, which is no group of a recording. Mend the name.")
+    shares = dataset.splits
+    for spec in specs:
+        if spec.split and shares.groups.get(spec.group, spec.split) != spec.split:
+            raise MbrError(
+                f"{spec.name} has split = '{spec.split}', its group {spec.group} has '{shares.groups[spec.group]}' in "
+                "splits.groups. Keep one of the two."
+            )
+    given = {spec.name: spec.split or shares.groups.get(spec.group) for spec in specs}
+    return with_splits(
+        specs, splits.assign(specs, given, validation=shares.validation, test=shares.test, seed=shares.seed)
+    )
+
+
+def _check_behaviours(dataset: Dataset) -> None:
+    names = [behaviour.name for behaviour in dataset.behaviours]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise MbrError(f"the behaviour {', '.join(twice)} is there twice. Merge their columns into one.")
+    strangers = sorted({name for entry in dataset.clips for name in entry.classes} - set(names))
+    if strangers:
+        raise MbrError(f"clips show {', '.join(strangers)}, which is no behaviour of the dataset ({', '.join(names)}).")
+
+
+def annotations_of(spec: RecordingSpec, dataset: Dataset, cache: Path | None = None) -> Annotations:
+    """The marks of every source frame of a recording; the columns are the dataset's behaviours in order.
+
+    A simulated recording is rendered into `cache` if it is not there. Warnings are logged; raises MbrError for
+    problems that the dataset file counts as errors.
+    """
+    annotations, problems = annotated(spec, dataset, cache)
+    errors = [problem.text for problem in problems if problem.severity == "error"]
+    if errors:
+        raise MbrError(f"Recording {spec.name}: {' '.join(errors[:3])} See all problems: mbr-live dataset check.")
+    for problem in problems:
+        log.warning("%s: %s", spec.name, problem.text)
+    return annotations
+
+
+def annotated(
+    spec: RecordingSpec, dataset: Dataset, cache: Path | None = None
+) -> tuple[Annotations, tuple[Problem, ...]]:
+    """As `annotations_of`, with the problems of the recording instead of an exception."""
+    names = tuple(behaviour.name for behaviour in dataset.behaviours)
+    if isinstance(spec.source, Clip):
+        annotations, findings = _clip_annotations(spec.source, names)
+    else:
+        columns = {each.name: each.columns or (each.name,) for each in dataset.behaviours}
+        annotations, findings = _video_annotations(spec, columns, cache or cache_folder())
+    levels = dataset.problems
+    problems = (Problem(levels.of(each.kind), spec.name, each.kind, each.text) for each in findings)
+    return annotations, tuple(problem for problem in problems if problem.severity != "ignore")
+
+
+def _clip_annotations(clip: Clip, behaviours: tuple[str, ...]) -> tuple[Annotations, tuple[Finding, ...]]:
+    try:
+        frames = len(sources.open_video(clip.video).times_ns())
+    except MbrError as error:
+        return _unlabelled(behaviours), (Finding("missing_video", str(error)),)
+    of_class = np.array([name in clip.shown for name in behaviours], np.int8)
+    return Annotations(behaviours, np.tile(of_class, (frames, 1))), ()
+
+
+def _video_annotations(
+    spec: RecordingSpec, columns: Mapping[str, Sequence[str]], cache: Path
+) -> tuple[Annotations, tuple[Finding, ...]]:
+    try:
+        files = video_files(spec, cache)
+        times_ns = _times_ns(spec, files)
+    except MbrError as error:
+        return _unlabelled(tuple(columns)), (Finding("missing_video", str(error)),)
+    source = spec.source
+    labels: tuple[Path, ...] = source.labels if isinstance(source, LabelledVideo) else ()
+    if isinstance(source, SimulatedRecording):
+        labels = (_rendered(source, cache)[1],)
+    format_ = source.format if isinstance(source, LabelledVideo) else "auto"
+    annotations, findings = read_annotations(labels, format_, columns, times_ns, [file.stem for file in files])
+    if not np.any(annotations.marks != UNKNOWN):
+        text = "no frame is labelled" if labels else "it has no label file"
+        findings = (*findings, Finding("no_annotation", f"{text}; it is not used for training or scores."))
+    return annotations, findings
+
+
+def _unlabelled(behaviours: tuple[str, ...]) -> Annotations:
+    return Annotations(behaviours, np.zeros((0, len(behaviours)), np.int8))
+
+
+def sampled_frames(spec: RecordingSpec, cache: Path | None = None) -> NDArray[np.int64]:
+    """The source frames of a recording that serve the 10 fps grid, int64 [T], without decoding it."""
+    state: sampler.SamplerState | None = None
+    chosen = []
+    for number, time_ns in enumerate(_times_ns(spec, video_files(spec, cache)).tolist()):
+        tick, state = sampler.sample(time_ns, state)
+        if tick is not None:
+            chosen.append(number)
+    return np.array(chosen, np.int64)
+
+
+def _times_ns(spec: RecordingSpec, files: Sequence[Path]) -> NDArray[np.int64]:
+    """Presentation times of all source frames, int64 [N]."""
+    return sources.JoinedFiles(spec.name, [sources.open_video(file) for file in files]).times_ns()
+
+
+def video_files(spec: RecordingSpec, cache: Path | None = None) -> tuple[Path, ...]:
+    """The video files of a recording, in order; a simulated one is rendered into `cache` if it is not there."""
+    source = spec.source
+    if isinstance(source, LabelledVideo):
+        return source.videos
+    if isinstance(source, Clip):
+        return (source.video,)
+    folder = cache or cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    video, truth = _rendered(source, folder)
+    if not (video.is_file() and truth.is_file()):
+        simulate.record(source.condition, source.seed, 60.0 * source.minutes, video, truth)
+    return (video,)
+
+
+def cache_folder() -> Path:
+    """Where rendered recordings and crops are kept: $XDG_CACHE_HOME/mbr-live/training."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mbr-live" / "training"
+
+
+def _rendered(recording: SimulatedRecording, cache: Path) -> tuple[Path, Path]:
+    """Video and truth of a simulated recording in the cache."""
+    key = key_of(recording.model_dump_json(exclude={"split"}), RENDERED_BY)
+    return cache / f"{recording.name}.{key}.mp4", cache / f"{recording.name}.{key}.csv"
+
+
+def key_of(identity: str, modules: Sequence[str]) -> str:
+    """Hash of what a file is made from, of the code that makes it and of the libraries below."""
+    digest = hashlib.sha256(identity.encode())
+    digest.update(f"{av.__version__} {cv2.__version__} {np.__version__}".encode())
+    for file in sorted(file for module in modules for file in Path(__file__).parents[1].glob(module)):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def file_name(name: str) -> str:
+    """The name of a recording, as files can be called."""
+    return re.sub(r"[^\w.-]", "_", name)

@@ -1,0 +1,1 @@
+"""Labels against the truth: figures, comparisons and the report."""

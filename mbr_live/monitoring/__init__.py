@@ -1,0 +1,1 @@
+"""What people and their alarms see of a running system."""

@@ -1,0 +1,126 @@
+"""What is wrong with a running system, from what inference says of it: raised and cleared with patience, told once.
+
+A pure state machine; `mbr_live.monitoring.monitor` gives it the messages, the time and a voice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from mbr_live.status import CameraStatus, SystemStatus
+
+SILENT_AFTER_S = 5.0  # inference speaks once a second
+
+Kind = Literal[
+    "inference_silent", "camera_silent", "nothing_classified", "frames_dropped", "recording_stopped", "camera_unwell"
+]
+_TEXTS: dict[Kind, str] = {
+    "inference_silent": "inference says nothing: it died, hangs, or cannot be reached",
+    "camera_silent": "no frames come from the camera",
+    "nothing_classified": "frames come, and none of them gets a label",
+    "frames_dropped": "frames are lost between camera and label",
+    "recording_stopped": "pictures are not recorded, for lack of room on the disk; labels go on",
+    "camera_unwell": "the picture shows nothing, is blurred or slow, or the camera was moved: see the status",
+}
+
+
+class Alarm(BaseModel):
+    """Something that somebody should know, or (`raised` false) need not worry about any more."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Kind
+    subject: str  # a camera, or "inference"
+    raised: bool
+    lasted_s: float  # how long it has been so, or was so
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A condition that holds, or did until lately."""
+
+    since_s: float
+    last_s: float  # when it held last
+    raised: bool = False
+
+
+_Condition = tuple[Kind, str]
+_SILENCE: _Condition = ("inference_silent", "inference")
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What is remembered between two looks; times are of the watcher's clock, in seconds."""
+
+    heard_s: float  # when inference spoke last or, before that, when watching began
+    system: SystemStatus | None = None
+    holding: frozenset[_Condition] = frozenset()  # as of that status
+    held: Mapping[_Condition, _Held] = field(default_factory=dict)
+
+
+def hear(system: SystemStatus, now_s: float, watch: Watch) -> Watch:
+    """Take a status of inference."""
+    before = {camera.name: camera for camera in watch.system.cameras} if watch.system else {}
+    holding = {(kind, each.name) for each in system.cameras for kind in _conditions(before.get(each.name), each)}
+    return replace(watch, heard_s=now_s, system=system, holding=frozenset(holding))
+
+
+def look(now_s: float, after_s: float, watch: Watch) -> tuple[list[Alarm], Watch]:
+    """What is to be told now.
+
+    A condition is raised when it has been there for `after_s`, and cleared when it has been away for `after_s`; shorter
+    pauses do not count, so what comes and goes is raised too. While inference is silent nothing is known of its
+    cameras: their alarms stay.
+    """
+    silent = now_s - watch.heard_s > SILENT_AFTER_S
+    holding = frozenset([_SILENCE]) if silent else watch.holding
+    alarms: list[Alarm] = []
+    held: dict[_Condition, _Held] = {}
+    for condition in sorted({*holding, *watch.held}):
+        now = watch.held.get(condition, _Held(now_s, now_s))
+        if condition in holding or (silent and now.raised):
+            now = replace(now, last_s=now_s)
+        if now_s - now.last_s >= after_s:
+            alarms += [_alarm(condition, False, now.last_s - now.since_s)] if now.raised else []
+            continue
+        if not now.raised and now.last_s - now.since_s >= after_s:
+            now = replace(now, raised=True)
+            alarms.append(_alarm(condition, True, now_s - now.since_s))
+        held[condition] = now
+    return alarms, replace(watch, held=held)
+
+
+def raised(watch: Watch) -> frozenset[tuple[Kind, str]]:
+    """Kind and subject of every alarm that is raised."""
+    return frozenset(condition for condition, now in watch.held.items() if now.raised)
+
+
+def _conditions(before: CameraStatus | None, now: CameraStatus) -> Iterator[Kind]:
+    if now.state in ("stale", "waiting"):
+        yield "camera_silent"
+    if now.alarms:
+        yield "camera_unwell"
+    if before is None:
+        return
+    if sum(now.drops.values()) > sum(before.drops.values()):
+        yield "frames_dropped"
+    if now.unrecorded > before.unrecorded:
+        yield "recording_stopped"
+    classified, rows = (_grown(before, now, *names) for names in (("ok", "warmup"), tuple(now.rows)))
+    if now.state == "live" and rows and not classified:
+        yield "nothing_classified"
+
+
+def _grown(before: CameraStatus, now: CameraStatus, *statuses: str) -> int:
+    return sum(now.rows.get(status, 0) - before.rows.get(status, 0) for status in statuses)
+
+
+def _alarm(condition: _Condition, raised: bool, lasted_s: float) -> Alarm:
+    kind, subject = condition
+    text = _TEXTS[kind] if raised else f"over: {_TEXTS[kind]}"
+    return Alarm(kind=kind, subject=subject, raised=raised, lasted_s=round(lasted_s, 1), text=f"{subject}: {text}")

@@ -1,0 +1,343 @@
+"""An int8 feature network for a bundle, made from recordings and kept only where it labels as the float32 one does.
+
+The bundle's own float32 labels say which frames to calibrate on: of every set of behaviours that is shown at once, in
+dark, middling and bright crops, as many. The list of them is kept, so that the graph can be made again, to the byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mbr_live.annotation.marks import Annotations
+from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, TEMPORAL, Bundle, Int8Card, write_bundle
+from mbr_live.engines.choice import engine_of
+from mbr_live.engines.parity import parity
+from mbr_live.engines.protocol import Engine
+from mbr_live.evaluation.scoring import average_precision
+from mbr_live.pipeline import Hindsight, Pipeline
+from mbr_live.quantisation.graph import quantised
+from mbr_live.sinks import write_atomically
+from mbr_live.types import UNKNOWN, Decision, Image, MbrError, Status
+from mbr_live.video.sources import JoinedFiles, VideoFile, sampled
+
+MAX_PR_AUC_LOSS = 0.005
+"""Of any behaviour, over all frames with truth together."""
+
+MAX_LABELS_DIFFER = 0.01
+"""Share of the frames, where there is no truth to say which of the two labels is right."""
+
+CALIBRATION_FRAMES = 256
+_LIGHTS = 3  # dark, middling, bright
+
+Progress = Callable[[str, int], None]
+"""Called with what is being done and how many frames of it are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A recording to calibrate on."""
+
+    name: str
+    files: tuple[Path, ...]
+    window_px: int | None = None
+    truth: Annotations | None = None
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ListedRecording(_Record):
+    """The calibration frames of one recording."""
+
+    name: str
+    sha256: tuple[str, ...]  # of its files, in order
+    window_px: int | None
+    source_frames: tuple[int, ...]
+
+
+class CalibrationList(_Record):
+    """What an int8 graph was made from."""
+
+    format: Literal[1] = 1
+    features_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # of the float32 graph
+    recordings: tuple[ListedRecording, ...]
+
+    @property
+    def frames(self) -> int:
+        """Frames of all recordings together."""
+        return sum(len(each.source_frames) for each in self.recordings)
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """One recording as one engine labels it. Axes: N frames with status ok, K behaviours."""
+
+    source_frames: NDArray[np.int64]  # [N]
+    probabilities: NDArray[np.float64]  # [N, K]
+    labels: NDArray[np.int8]  # [N, K]
+    light: NDArray[np.float64]  # [N] mean of the crop, 0 to 255
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What int8 changes, on the frames that both label."""
+
+    frames: int
+    labels_differ: float  # share of the frames
+    pr_auc: dict[str, tuple[float, float]]  # per behaviour with truth: float32, int8
+
+    @property
+    def pr_auc_loss(self) -> float | None:
+        """The largest of any behaviour; None where there is no truth."""
+        return max((f32 - int8 for f32, int8 in self.pr_auc.values()), default=None)
+
+
+def calibrate(
+    bundle: Bundle,
+    given: Sequence[Given],
+    out: Path,
+    list_file: Path,
+    *,
+    again: CalibrationList | None = None,
+    progress: Progress = lambda what, done: None,
+) -> Bundle:
+    """Write the bundle with an int8 feature network to folder `out`, and the list of calibration frames.
+
+    `again` takes the frames of such a list instead of choosing. MbrError, and nothing written, where int8 costs more
+    than MAX_PR_AUC_LOSS or, without truth, changes more than MAX_LABELS_DIFFER of the frames.
+    """
+    if not bundle.manifest.feature_dim:
+        raise MbrError(f"Bundle {bundle.path} has no feature network: there is nothing to quantise.")
+    exact = engine_of(bundle, "openvino-f32")
+    before = [label(each, bundle, exact, progress, "float32 labels") for each in given]
+    listed = _checked(again, bundle, given) if again else _list(bundle, given, before)
+    crops = list(_crops(listed, bundle, given, exact, progress))
+    integers = quantised(bundle.read(FEATURES), crops, lambda done: progress("quantising", done))
+    list_text = listed.model_dump_json(indent=1) + "\n"
+    with tempfile.TemporaryDirectory() as folder:
+        untested = _written(Path(folder, "bundle"), bundle, integers, _card(given, listed, list_text, _UNTESTED, 0.0))
+        engine = engine_of(untested, "openvino-int8")
+        after = [label(each, bundle, engine, progress, "int8 labels") for each in given]
+        error = parity(engine, exact, bundle.manifest).feature_error
+    cost = cost_of(bundle.manifest.behaviour_names, given, before, after)
+    _check(bundle, cost)
+    list_file.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(list_file, list_text)
+    return _written(out, bundle, integers, _card(given, listed, list_text, cost, error))
+
+
+def label(given: Given, bundle: Bundle, engine: Engine, progress: Progress, what: str) -> Labelled:
+    """Label a recording as `mbr-live batch` does; the frames with status ok."""
+    light: dict[int, float] = {}
+
+    def note(source_frame: int, crop: Image) -> None:
+        light[source_frame] = float(crop.mean())
+        progress(f"{what} of {given.name}", len(light))
+
+    known = [each for each in _decisions(given, bundle, engine, note) if each.status is Status.OK]
+    behaviours = len(bundle.manifest.behaviours)
+    return Labelled(
+        np.array([each.source_frame for each in known], np.int64),
+        np.array([each.probabilities for each in known], np.float64).reshape(-1, behaviours),
+        np.array([each.labels for each in known], np.int8).reshape(-1, behaviours),
+        np.array([light[each.source_frame] for each in known], np.float64),
+    )
+
+
+def choose(labelled: Sequence[Labelled], count: int) -> list[list[int]]:
+    """Which source frames of each recording to calibrate on, `count` in all or as many as there are.
+
+    Every set of labels in every third of the light is a stratum; the strata give in turn, each evenly over its length.
+    """
+    strata: dict[tuple[object, ...], list[tuple[int, int]]] = {}
+    for number, each in enumerate(labelled):
+        if not len(each.light):
+            continue
+        thirds = np.searchsorted(np.quantile(each.light, (1 / _LIGHTS, 2 / _LIGHTS)), each.light).tolist()
+        for frame, labels, third in zip(each.source_frames.tolist(), each.labels.tolist(), thirds, strict=True):
+            strata.setdefault((*labels, third), []).append((number, frame))
+    shares = _shares([len(each) for each in strata.values()], count)
+    chosen: list[list[int]] = [[] for _ in labelled]
+    for frames, share in zip(strata.values(), shares, strict=True):
+        for place in np.linspace(0, len(frames) - 1, share).round().astype(int).tolist():
+            number, frame = frames[place]
+            chosen[number].append(frame)
+    return [sorted(each) for each in chosen]
+
+
+def cost_of(
+    behaviours: Sequence[str], given: Sequence[Given], before: Sequence[Labelled], after: Sequence[Labelled]
+) -> Cost:
+    """Hold the labels of int8 against those of float32 and both against the truth.
+
+    A recording has the same known frames whichever engine labels it: which they are is found before the networks.
+    """
+    differ = [np.any(f32.labels != int8.labels, axis=1) for f32, int8 in zip(before, after, strict=True)]
+    frames = sum(map(len, differ))
+    pr_auc = {
+        name: scores
+        for number, name in enumerate(behaviours)
+        if (scores := _pr_auc(number, name, given, before, after)) is not None
+    }
+    return Cost(frames, sum(int(each.sum()) for each in differ) / frames if frames else 0.0, pr_auc)
+
+
+def read_list(path: Path) -> CalibrationList:
+    """Read a list of calibration frames; MbrError when it is none."""
+    try:
+        return CalibrationList.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise MbrError(f"{path}: cannot be read ({error.strerror}). Expected a list of calibration frames.") from error
+    except ValidationError as error:
+        raise MbrError(
+            f"{path}: this is no list of calibration frames. Give one that `mbr-live calibrate int8` wrote."
+        ) from error
+
+
+_UNTESTED = Cost(1, 0.0, {})
+
+
+def _decisions(
+    given: Given, bundle: Bundle, engine: Engine, on_crop: Callable[[int, Image], None]
+) -> Iterator[Decision]:
+    """All decisions about a recording; `on_crop` is called with every source frame that has a crop."""
+    pipeline = Pipeline(bundle.manifest, engine, {given.name: given.window_px} if given.window_px else None)
+    hindsight = Hindsight(pipeline)
+    label = pipeline.label if bundle.manifest.causal else hindsight.label
+    state = pipeline.start()
+    for frame in sampled(JoinedFiles(given.name, [VideoFile(path) for path in given.files]), given.name):
+        seen = pipeline.see(frame, state.sight)
+        decisions, states = label([seen], pipeline.features([seen]), {given.name: state})
+        state = states[given.name]
+        if seen.crop is not None:
+            on_crop(frame.source_frame, seen.crop)
+        yield from decisions
+    yield from hindsight.flush()
+
+
+def _list(bundle: Bundle, given: Sequence[Given], labelled: Sequence[Labelled]) -> CalibrationList:
+    if not sum(len(each.source_frames) for each in labelled):
+        raise MbrError("calibrate: no frame of the recordings has a label. Give recordings that show the animal.")
+    recordings = tuple(
+        ListedRecording(name=each.name, sha256=_hashes(each), window_px=each.window_px, source_frames=tuple(frames))
+        for each, frames in zip(given, choose(labelled, CALIBRATION_FRAMES), strict=True)
+    )
+    return CalibrationList(features_sha256=bundle.manifest.files[FEATURES].sha256, recordings=recordings)
+
+
+def _checked(listed: CalibrationList, bundle: Bundle, given: Sequence[Given]) -> CalibrationList:
+    """Raises MbrError where a list is of another model or of other recordings."""
+    if listed.features_sha256 != bundle.manifest.files[FEATURES].sha256:
+        raise MbrError(f"Bundle {bundle.path}: the list of calibration frames is of another feature network.")
+    known = [(each.sha256, each.window_px) for each in listed.recordings]
+    if known != [(_hashes(each), each.window_px) for each in given]:
+        raise MbrError(
+            f"calibrate: the list is of the recordings {', '.join(each.name for each in listed.recordings)}; those "
+            f"given ({', '.join(each.name for each in given)}) are others, or in another order or window."
+        )
+    return listed
+
+
+def _crops(
+    listed: CalibrationList, bundle: Bundle, given: Sequence[Given], engine: Engine, progress: Progress
+) -> Iterator[Image]:
+    """The crops of the listed frames, in order."""
+    for each, recording in zip(given, listed.recordings, strict=True):
+        wanted, found = set(recording.source_frames), dict[int, Image]()
+
+        def keep(source_frame: int, crop: Image, wanted: set[int] = wanted, found: dict[int, Image] = found) -> None:
+            if source_frame in wanted:
+                found[source_frame] = crop.copy()
+                progress("calibration frames", len(found))
+
+        for _ in _decisions(each, bundle, engine, keep):
+            if len(found) == len(wanted):
+                break
+        if missing := sorted(wanted - found.keys()):
+            raise MbrError(f"{each.name}: source frame {missing[0]} of the list shows no animal. The list is damaged.")
+        yield from (found[frame] for frame in recording.source_frames)
+
+
+def _shares(sizes: Sequence[int], count: int) -> list[int]:
+    """How many of `count` each stratum gives: all the same, but none more than it has."""
+    shares = [0] * len(sizes)
+    for _ in range(min(count, sum(sizes))):
+        open_ = (number for number, size in enumerate(sizes) if shares[number] < size)
+        shares[min(open_, key=shares.__getitem__)] += 1
+    return shares
+
+
+def _pr_auc(
+    number: int, name: str, given: Sequence[Given], before: Sequence[Labelled], after: Sequence[Labelled]
+) -> tuple[float, float] | None:
+    truths: list[NDArray[np.bool_]] = []
+    probabilities: tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]] = ([], [])
+    for each, f32, int8 in zip(given, before, after, strict=True):
+        if each.truth is None or name not in each.truth.behaviours:
+            continue
+        marks = each.truth.at(f32.source_frames)[:, each.truth.behaviours.index(name)]
+        scored = (marks != UNKNOWN) & each.truth.judged_at(f32.source_frames)
+        truths.append(marks[scored] == 1)
+        for of_engine, labelled in zip(probabilities, (f32, int8), strict=True):
+            of_engine.append(labelled.probabilities[scored, number])
+    if not truths:
+        return None
+    truth = np.concatenate(truths)
+    f32_score, int8_score = (average_precision(np.concatenate(each), truth) for each in probabilities)
+    return None if f32_score is None or int8_score is None else (f32_score, int8_score)
+
+
+def _check(bundle: Bundle, cost: Cost) -> None:
+    loss, unchanged = cost.pr_auc_loss, f"Bundle {bundle.path} stays as it is"
+    if loss is not None and loss > MAX_PR_AUC_LOSS:
+        scores = ", ".join(f"{name} {f32:.4f} -> {int8:.4f}" for name, (f32, int8) in cost.pr_auc.items())
+        raise MbrError(
+            f"int8 loses {loss:.4f} of PR-AUC ({scores}), at most {MAX_PR_AUC_LOSS} is allowed. {unchanged}: calibrate "
+            "on recordings that show more, or keep to float32 or bf16."
+        )
+    if loss is None and cost.labels_differ > MAX_LABELS_DIFFER:
+        raise MbrError(
+            f"int8 labels {cost.labels_differ:.2%} of {cost.frames} frames otherwise than float32, at most "
+            f"{MAX_LABELS_DIFFER:.0%} is allowed where there is no truth to say which is right. {unchanged}: give "
+            "recordings with truth (--dataset), or more of them, or keep to float32 or bf16."
+        )
+
+
+def _card(given: Sequence[Given], listed: CalibrationList, list_text: str, cost: Cost, error: float) -> Int8Card:
+    return Int8Card(
+        date=datetime.now(UTC).date().isoformat(),
+        versions={name: version(name) for name in ("mbr-live", "onnx", "onnxruntime", "openvino")},
+        recordings=tuple(each.name for each in given),
+        calibration_frames=listed.frames,
+        calibration_sha256=hashlib.sha256(list_text.encode()).hexdigest(),
+        compared_frames=cost.frames,
+        labels_differ=round(cost.labels_differ, 6),
+        pr_auc={name: (round(f32, 6), round(int8, 6)) for name, (f32, int8) in cost.pr_auc.items()},
+        feature_error=round(error, 6),
+    )
+
+
+def _written(path: Path, bundle: Bundle, integers: bytes, card: Int8Card) -> Bundle:
+    contents: Mapping[str, bytes] = {name: bundle.read(name) for name in (FEATURES, TEMPORAL, CARD)}
+    manifest = bundle.manifest.model_copy(update={"int8": card})
+    return write_bundle(path, manifest, {**contents, FEATURES_INT8: integers})
+
+
+def _hashes(given: Given) -> tuple[str, ...]:
+    hashes = []
+    for path in given.files:
+        with path.open("rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return tuple(hashes)

@@ -1,0 +1,1 @@
+"""A simulated camera over an arena, with the truth of every frame."""

@@ -1,0 +1,22 @@
+"""`mbr-live simulate`: a recording of the simulated camera, and the truth beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.progress import Progress
+
+from mbr_live.simulation.camera import record
+
+
+def simulate_program(condition: str, seed: int, minutes: float, out: Path) -> None:
+    """Write `<condition>-<seed>.mp4` and `<condition>-<seed>.truth.csv` into `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    video, truth = (out / f"{condition}-{seed}{suffix}" for suffix in (".mp4", ".truth.csv"))
+    with Progress() as bars:
+        bar = bars.add_task(video.name, total=None)
+        record(
+            condition, seed, minutes * 60, video, truth,
+            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        )  # fmt: skip
+    print(f"{video} and {truth}")

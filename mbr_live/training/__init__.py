@@ -1,0 +1,1 @@
+"""From a dataset to a bundle. The only package with torch beside its engine."""

@@ -1,0 +1,1 @@
+"""From labels to pulses: when to fire, the receipts, and the outputs."""

@@ -1,0 +1,1 @@
+"""Recorded frames: read, written in segments, cut into clips."""

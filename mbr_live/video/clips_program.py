@@ -1,0 +1,51 @@
+"""`mbr-live clips`: a clip of every bout, once for a folder, or again and again for a running system."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from mbr_live.config import Config
+from mbr_live.processes import repeat
+from mbr_live.types import MbrError
+from mbr_live.video.clips import CLIPS_FOLDER, clips_of, cut, recordings_in
+
+FOLLOW_EVERY_S = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+def clips_program(folder: Path, out: Path, behaviours: list[str], *, pre_s: float, post_s: float) -> None:
+    """Cut all clips of a folder of logs, with a progress bar."""
+    wanted = [clip for name in recordings_in(folder) for clip in clips_of(folder, name, behaviours, pre_s, post_s)]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as bars:
+        bar = bars.add_task("clips", total=sum(not (out / clip.file_name).exists() for clip in wanted))
+        written = 0
+        for _ in cut(folder, wanted, out):
+            written += 1
+            bars.advance(bar)
+    print(f"{written} new clips in {out}; {len(wanted)} bouts")
+
+
+def follow_clips_program(config: Config) -> None:
+    """Cut the clips of a running system as its recordings are closed, until told to stop."""
+    wanted = config.recording.clips
+    if not wanted:
+        raise MbrError("clips: the configuration names no behaviour. Set recording.clips, such as ['grooming'].")
+    repeat(lambda: _cut_new(config), FOLLOW_EVERY_S)
+
+
+def _cut_new(config: Config) -> None:
+    settings = config.recording
+    for camera in config.camera:
+        if camera.record == "off":
+            continue
+        try:
+            clips = clips_of(config.out, camera.name, settings.clips, settings.pre_s, settings.post_s)
+            for path in cut(config.out, clips, config.out / CLIPS_FOLDER):
+                _log.info("%s", path)
+        except (MbrError, OSError) as error:
+            _log.error("%s: clips are not up to date, it will be tried again: %s", camera.name, error)

@@ -1,0 +1,332 @@
+"""Where frames come from: video files, recordings of this program, cameras and the simulator.
+
+A source is iterated once and yields every frame it has, in order; making the picture of a frame is left to whoever
+wants it, so that the two of three frames that 10 fps sampling skips cost no conversion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from itertools import dropwhile, pairwise
+from pathlib import Path
+from statistics import median
+from typing import Protocol
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from mbr_live.stages.sampler import SamplerState, sample
+from mbr_live.types import Frame, Image, MbrError, SourceFrame
+from mbr_live.video.segments import first_tick_of, segments_of
+
+JOURNAL_SUFFIX = ".frames.csv"
+JOURNAL_HEADER = "frame,source_frame,time_ns"
+
+_NS = 1_000_000_000
+_SEEK_BEYOND_NS = 5 * _NS  # decoding on is quicker than a jump over less
+
+
+class Source(Protocol):
+    """Anything that delivers frames. Iterating opens it; the end of the iteration, however it comes, closes it."""
+
+    name: str
+
+    def __iter__(self) -> Iterator[SourceFrame]: ...
+
+
+class VideoFile:
+    """A video file. Times are presentation times since its first frame, exact to the nanosecond."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path` far enough to know that it is a video; MbrError when it is not."""
+        self.path = path
+        self.name = path.stem
+        if not path.is_file():
+            raise MbrError(f"{path}: there is no such file. Check the name, or the folder you are in.")
+        with _opened(path) as container:
+            stream = container.streams.video[0]
+            self.width_px, self.height_px = stream.width, stream.height
+            self.declared_frames = stream.frames or None
+            self.declared_s = _declared_s(container)
+
+    @property
+    def estimated_frames(self) -> int | None:
+        """Number of frames that the header promises, where it does."""
+        return self.declared_frames
+
+    def times_ns(self) -> NDArray[np.int64]:
+        """Presentation times of all frames since the first, int64 [N], as iterating gives them.
+
+        They are read without decoding, but for files that store no presentation times.
+        """
+        with _opened(self.path) as container:
+            stream = container.streams.video[0]
+            packets = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+            time_base = stream.time_base or Fraction(1, _NS)
+            reordered = container.format.name == "avi" and stream.codec_context.has_b_frames
+        times = sorted(pts for pts in packets if pts is not None)
+        if not times or len(times) < len(packets) or reordered:
+            return np.array([frame.time_ns for frame in self], np.int64)
+        return np.array([round((pts - times[0]) * time_base * _NS) for pts in times], np.int64)
+
+    def __iter__(self) -> Iterator[SourceFrame]:
+        count, first_pts, time_ns = 0, None, 0
+        with _opened(self.path) as container:
+            stream = container.streams.video[0]
+            # One thread: slices and frame threads cost more CPU in all, and several files or cameras share the cores.
+            stream.codec_context.thread_count = 1
+            time_base = stream.time_base or Fraction(1, _NS)
+            colours = VideoReformatter()  # one for all frames: making one costs as much as a conversion
+            for decoded in self._decoded(container):
+                if decoded.pts is None:
+                    raise MbrError(
+                        f"{self.path}: frame {count} has no presentation time, and labels need exact times. "
+                        f"Write the times anew: ffmpeg -fflags +genpts -i {self.path.name} -c copy fixed.mkv"
+                    )
+                first_pts = decoded.pts if first_pts is None else first_pts
+                time_ns = round((decoded.pts - first_pts) * time_base * _NS)
+                self._check_size(decoded, count)
+                yield SourceFrame(count, time_ns, Picture(decoded, colours))
+                count += 1
+        self._check_complete(count, time_ns / _NS)
+
+    def _decoded(self, container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
+        try:
+            yield from container.decode(video=0)
+        except av.FFmpegError as error:
+            raise MbrError(
+                f"{self.path}: the video cannot be decoded further ({error.strerror}). The file is damaged or was "
+                "cut off while it was copied or recorded. Copy it again, or repair it with ffmpeg."
+            ) from error
+
+    def _check_size(self, decoded: av.VideoFrame, count: int) -> None:
+        if (decoded.width, decoded.height) != (self.width_px, self.height_px):
+            raise MbrError(
+                f"{self.path}: frame {count} is {decoded.width} x {decoded.height} px, the frames before it are "
+                f"{self.width_px} x {self.height_px}. A recording must keep one size. Split the file where it changes."
+            )
+
+    def _check_complete(self, count: int, last_s: float) -> None:
+        if count == 0:
+            raise MbrError(f"{self.path}: the video has no frames. Expected at least one. Record or copy it again.")
+        short_by_frames = (self.declared_frames or count) - count
+        short_by_s = (self.declared_s or 0.0) - last_s
+        # Headers may be off by a frame or two, and count the length of the last frame or of a sound track.
+        if short_by_frames > max(2, 0.002 * count) and short_by_s > 0.5:
+            raise MbrError(
+                f"{self.path}: the file promises {self.declared_frames} frames ({self.declared_s:.1f} s), but only "
+                f"{count} ({last_s:.1f} s) could be read. It is cut off. Copy or record it again."
+            )
+        if self.declared_frames is None and short_by_s > max(2.0, 0.01 * last_s):
+            raise MbrError(
+                f"{self.path}: the file promises {self.declared_s:.1f} s, but only {last_s:.1f} s could be read. "
+                "It is cut off. Copy or record it again."
+            )
+
+
+class JoinedFiles:
+    """Several files as one continuous recording, in the order given; source frames are counted through."""
+
+    def __init__(self, name: str, files: Sequence[VideoFile]) -> None:
+        self.name = name
+        self.files = files
+        sizes = {(file.width_px, file.height_px): file.path for file in files}
+        if len(sizes) > 1:
+            found = ", ".join(f"{path} is {w} x {h} px" for (w, h), path in sizes.items())
+            raise MbrError(f"{name}: files to be joined must have one frame size, but {found}. Join them apart.")
+
+    @property
+    def estimated_frames(self) -> int | None:
+        """Sum over the files, where every one of them knows."""
+        counts = [file.estimated_frames for file in self.files]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    def times_ns(self) -> NDArray[np.int64]:
+        """Presentation times of all frames, int64 [N], as iterating gives them, without decoding."""
+        parts, start_ns = [], 0
+        for file in self.files:
+            times = file.times_ns()
+            parts.append(start_ns + times)
+            start_ns += int(times[-1]) + _last_period_ns(times[-16:].tolist())
+        return np.concatenate(parts)
+
+    def __iter__(self) -> Iterator[SourceFrame]:
+        number, start_ns = 0, 0
+        for file in self.files:
+            times: list[int] = []
+            end_ns = 0
+            for frame in file:
+                # A file lasts until one period after its last frame; the next one starts there.
+                times = [*times[-15:], frame.time_ns]
+                end_ns = frame.time_ns
+                yield SourceFrame(number, start_ns + frame.time_ns, frame.picture)
+                number += 1
+            start_ns += end_ns + _last_period_ns(times)
+
+
+class Recording:
+    """What a capture process recorded: its frame journal, and the lossless segments beside it.
+
+    The frames are those that were sampled live, so they keep the ticks, source frames and capture times of the
+    live session: `frames()` of a recording is what went over the wire.
+    """
+
+    def __init__(self, journal: Path) -> None:
+        """`journal` is `<camera>.frames.csv`; its segments are `<camera>.<first tick>.mkv` in the same folder."""
+        self.path = journal
+        self.name = journal.name.removesuffix(JOURNAL_SUFFIX)
+        self.segments = segments_of(journal.parent, self.name)
+        first, last = journal_ends(journal)
+        if first is None or last is None or not self.segments:
+            raise MbrError(
+                f"{journal}: found {len(self.segments)} recorded segments beside a journal that is "
+                f"{'empty' if first is None else 'not'}. Expected a session with pictures. Set record = 'lossless' for "
+                "this camera in the configuration of the live run."
+            )
+        self.origin_ns, self.last_index = first[2], last[0]
+
+    @property
+    def estimated_frames(self) -> int | None:
+        """Number of ticks of the session."""
+        return self.last_index + 1
+
+    def frames(self, camera: str, *, from_frame: int = 0) -> Iterator[Frame]:
+        """The recorded frames, with the ticks and times of the live session,
+        from the file that holds `from_frame` on.
+        """
+        rows = read_journal(self.path)
+        before = sum(first_tick_of(segment) <= from_frame for segment in self.segments)
+        for segment in self.segments[max(0, before - 1) :]:
+            rows = _from_tick(first_tick_of(segment), rows)
+            # Pictures first: zip must not take the row of the next segment when the pictures end.
+            for pixels, (index, source_frame, time_ns) in zip(_segment_pictures(segment), rows, strict=False):
+                yield Frame(camera, index, source_frame, time_ns, self.origin_ns, pixels)
+
+
+def open_video(path: Path) -> VideoFile:
+    """The video file at `path`. MbrError when it is missing or not a video."""
+    return VideoFile(path)
+
+
+def pictures_at(path: Path, times_ns: Collection[int]) -> dict[int, Image]:
+    """The pictures of a video file at these times since its first frame; a time that no frame has is left out.
+
+    Goes by key frames, so that a few pictures of a long recording do not cost all of its frames.
+    """
+    found: dict[int, Image] = {}
+    wanted = sorted(times_ns)
+    jumps = [k for k, time_ns in enumerate(wanted) if k == 0 or time_ns - wanted[k - 1] > _SEEK_BEYOND_NS]
+    with _opened(path) as container:
+        stream = container.streams.video[0]
+        time_base, colours = stream.time_base or Fraction(1, _NS), VideoReformatter()
+        first_pts = next((frame.pts for frame in container.decode(video=0) if frame.pts is not None), 0)
+        for begin, end in pairwise([*jumps, len(wanted)]):
+            container.seek(first_pts + round(Fraction(wanted[begin], _NS) / time_base), stream=stream)
+            for decoded in container.decode(video=0):
+                time_ns = round(((decoded.pts or 0) - first_pts) * time_base * _NS)
+                if time_ns in times_ns:
+                    found[time_ns] = Picture(decoded, colours)()
+                if time_ns >= wanted[end - 1]:
+                    break
+    return found
+
+
+def sampled(source: Source, camera: str) -> Iterator[Frame]:
+    """The frames of `source` that serve the 10 fps grid, from its first frame on."""
+    state: SamplerState | None = None
+    for frame in source:
+        index, state = sample(frame.time_ns, state)
+        if index is not None:
+            yield Frame(camera, index, frame.number, frame.time_ns, state.origin_ns, frame.picture())
+
+
+JournalRow = tuple[int, int, int]
+"""Tick, source frame and capture time in ns of a frame that was sampled."""
+
+
+def read_journal(path: Path) -> Iterator[JournalRow]:
+    """The rows of a frame journal, oldest first; a torn last line does not count."""
+    if not path.is_file():
+        raise MbrError(f"{path}: there is no such frame journal. Expected the {JOURNAL_SUFFIX} of a live session.")
+    with path.open() as lines:
+        header = lines.readline()
+        if header not in (JOURNAL_HEADER + "\n", ""):
+            raise MbrError(f"{path}: found the header {header[:60]!r}, expected {JOURNAL_HEADER!r}. Check the file.")
+        for line in lines:
+            if line.endswith("\n"):
+                yield _journal_row(path, line)
+
+
+def journal_ends(path: Path) -> tuple[JournalRow | None, JournalRow | None]:
+    """The first and the last row of a frame journal; None where it has no rows."""
+    first = next(read_journal(path), None)
+    if first is None:
+        return None, None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 4096))
+        whole_lines = file.read().decode().split("\n")[:-1]
+    return first, _journal_row(path, whole_lines[-1])
+
+
+def _journal_row(path: Path, line: str) -> JournalRow:
+    try:
+        index, source_frame, time_ns = map(int, line.split(","))
+    except ValueError as error:
+        raise MbrError(f"{path}: the row {line.strip()!r} is not three whole numbers. Was the file edited?") from error
+    return index, source_frame, time_ns
+
+
+def _from_tick(tick: int, rows: Iterator[JournalRow]) -> Iterator[JournalRow]:
+    return dropwhile(lambda row: row[0] < tick, rows)
+
+
+class Picture:
+    """Makes the RGB picture of a decoded frame when called."""
+
+    __slots__ = ("colours", "decoded")
+
+    def __init__(self, decoded: av.VideoFrame, colours: VideoReformatter) -> None:
+        self.decoded, self.colours = decoded, colours
+
+    def __call__(self) -> Image:
+        # One thread: handing slices of a picture to others costs more than converting it.
+        return np.ascontiguousarray(self.colours.reformat(self.decoded, format="rgb24", threads=1).to_ndarray())
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[av.container.InputContainer]:
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise MbrError(
+            f"{path}: this is not a video that can be read ({error.strerror}). Expected a file such as .mp4, .mkv or "
+            ".avi that plays to its end. If it was copied from another machine, copy it again."
+        ) from error
+    with container:
+        if not container.streams.video:
+            raise MbrError(f"{path}: the file has no video stream, only {len(container.streams)} other streams.")
+        yield container
+
+
+def _declared_s(container: av.container.InputContainer) -> float | None:
+    stream = container.streams.video[0]
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration is not None else None
+
+
+def _last_period_ns(times_ns: list[int]) -> int:
+    intervals = np.diff(np.asarray(times_ns, dtype=np.int64))
+    return int(median(intervals.tolist())) if len(intervals) else 0
+
+
+def _segment_pictures(segment: Path) -> Iterator[Image]:
+    """The pictures of one segment; the end of a segment that was cut off by a crash is simply its end."""
+    colours = VideoReformatter()
+    with _opened(segment) as container:
+        for decoded in container.decode(video=0):
+            yield Picture(decoded, colours)()
