@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from live import mbr_live, simulated, system_config
 
 from mbr_live.bundle import Bundle
+from mbr_live.cameras import live_camera
 from mbr_live.cameras.live_camera import (
     LONGEST_PAUSE_S,
     OPEN_WITHIN_S,
@@ -30,7 +31,6 @@ from mbr_live.cameras.live_camera import (
     pause_s,
 )
 from mbr_live.cameras.log import CameraLog, Outage, read_events, read_outages
-from mbr_live.cameras.opening import live_camera
 from mbr_live.config import BaslerCamera, Camera, Config, MjpegCamera, OpenCvCamera, RtspCamera
 from mbr_live.live.run import System
 from mbr_live.processes import Child
@@ -121,6 +121,7 @@ def test_cameras_are_cut_and_come_back(pictures: Path, tmp_path: Path) -> None:
             goes_on(system, "cage")
             server.stall()
             is_lost(system, "direct")
+            is_lost(system, "cage")
             server.go_on()
             goes_on(system, "direct")
             goes_on(system, "cage")
