@@ -138,7 +138,7 @@ def _export(
     module.eval()
     with warnings.catch_warnings():
         # The newer exporter can not emit opset 17, so the older one is used on purpose.
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.|mbr_live\.models")
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"torch\.|mbr_live\.training\.models")
         # What an LSTM's trace fixes, the batch and the number of features, stays as it is; only the length varies.
         warnings.filterwarnings("ignore", message="Converting a tensor", module=r"torch\.nn\.modules\.rnn")
         warnings.filterwarnings("ignore", message="Exporting a model to ONNX with a batch_size other than 1")
