@@ -47,7 +47,15 @@ from mbr_live.sinks import (
     versions,
     write_run,
 )
-from mbr_live.status import CameraStatus, LabelMessage, Liveness, SystemStatus
+from mbr_live.status import (
+    CameraStatus,
+    LabelMessage,
+    Liveness,
+    OutputStatus,
+    SystemStatus,
+    passed_on,
+    read_output_status,
+)
 from mbr_live.types import RATE_FPS, Decision, EngineKind, MbrError, Status
 from mbr_live.wire import (
     BadMessage,
@@ -396,8 +404,14 @@ class _Service:
                 uptime_s=round(now_s - self._started_s, 1),
                 refused=dict(self._refused),
                 cameras=[lane.status(now_s) for lane in self._lanes.values()],
+                output=self._output_status(),
             )
         )
+
+    def _output_status(self) -> OutputStatus | None:
+        if not self._config.trigger:
+            return None
+        return passed_on(read_output_status(self._config.out), time.monotonic_ns())
 
     def _refuse_message(self, why: str) -> None:
         # A fixed number of counters: reasons contain what a stranger sent.

@@ -18,7 +18,7 @@ from mbr_live.keys import load_keys
 from mbr_live.live.checks import refuse_errors, start_checks
 from mbr_live.processes import RESTARTS_PER_MINUTE, Child, Stop, stop_all, stop_signal
 from mbr_live.sinks import LABELS_SUFFIX
-from mbr_live.triggers.output import STATUS_FILE, read_output_status
+from mbr_live.status import OUTPUT_STATUS_FILE, read_output_status
 from mbr_live.triggers.rules import trigger_rules
 from mbr_live.types import MbrError
 from mbr_live.video.sources import VideoFile
@@ -101,7 +101,9 @@ class System:
         stop_all(self.outputs, STOP_WITHIN_S)
 
     def _start_output(self, child: Child) -> None:
-        (self.config.out / STATUS_FILE).unlink(missing_ok=True)  # an output that cannot be reached is an error now
+        (self.config.out / OUTPUT_STATUS_FILE).unlink(
+            missing_ok=True
+        )  # an output that cannot be reached is an error now
         child.start()
         deadline_s = time.monotonic() + READY_WITHIN_S
         while time.monotonic() < deadline_s:
