@@ -28,10 +28,11 @@ from mbr_live.bundle import check_live, load_bundle
 from mbr_live.cameras.calibration import windows_px
 from mbr_live.config import Camera, Config
 from mbr_live.drift import MEMORY_FRAMES, Drift, Glance, Reference, reference_of
-from mbr_live.engines.choice import kind_of, open_live_engine
+from mbr_live.engines.choice import open_live_engine
 from mbr_live.keys import load_keys
 from mbr_live.latency import LatencyHistogram
 from mbr_live.live.arrivals import MAX_JUMP_TICKS, Computed, Eye, RefusedFrame, SeenFrame, arrivals, computed
+from mbr_live.live.checks import recorded_engine
 from mbr_live.pipeline import Features, LaneState, Pipeline
 from mbr_live.processes import Stop, notify, stop_signal
 from mbr_live.sinks import (
@@ -56,7 +57,7 @@ from mbr_live.status import (
     passed_on,
     read_output_status,
 )
-from mbr_live.types import RATE_FPS, Decision, EngineKind, MbrError, Status
+from mbr_live.types import RATE_FPS, Decision, Status
 from mbr_live.wire import (
     BadMessage,
     CameraReport,
@@ -90,7 +91,7 @@ def infer(config: Config) -> None:
     keys = load_keys(config.wire.keys)
     config.out.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)  # the networks and the captures have use for the other cores
-    engine, note = open_live_engine(bundle, config.engine, recorded=_recorded_engine(config))
+    engine, note = open_live_engine(bundle, config.engine, recorded=recorded_engine(config))
     pipeline = Pipeline(bundle.manifest, engine, windows_px(config))
     reference = reference_of(bundle)
     with ExitStack() as stack:
@@ -117,19 +118,6 @@ def infer(config: Config) -> None:
             closing(Ahead(computed(seen.groups(AHEAD_FRAMES), pipeline), AHEAD_GROUPS)) as ready,
         ):
             service.serve(ready, stop)
-
-
-def _recorded_engine(config: Config) -> EngineKind | None:
-    """The engine of the labels that are there and will be gone on with; None where there are none."""
-    runs = [config.out / f"{camera.name}{RUN_SUFFIX}" for camera in config.camera]
-    kinds = {path: kind_of(read_run(path).engine) for path in runs if path.exists()}
-    if len(set(kinds.values())) > 1:
-        raise MbrError(
-            f"{config.out}: its sessions were labelled with several engines "
-            f"({', '.join(f'{path.name}: {kind}' for path, kind in kinds.items())}), and one process has one. "
-            "Give another folder."
-        )
-    return next(iter(kinds.values()), None)
 
 
 class Timing(NamedTuple):

@@ -108,9 +108,7 @@ class System:
         deadline_s = time.monotonic() + READY_WITHIN_S
         while time.monotonic() < deadline_s:
             if child.exit_code is not None:
-                # Libraries of some media talk too; what the process itself says comes last, after its name.
-                words = child.last_words().rpartition("mbr-live: ")[2]
-                raise MbrError(words or "the output process ended at once without a word.")
+                raise MbrError(child.last_words() or "the output process ended at once without a word.")
             status = read_output_status(self.config.out)
             if status is not None and status.pid == child.pid:
                 return
