@@ -486,8 +486,12 @@ def key_of(identity: str, modules: Sequence[str]) -> str:
     """Hash of what a file is made from, of the code that makes it and of the libraries below."""
     digest = hashlib.sha256(identity.encode())
     digest.update(f"{av.__version__} {cv2.__version__} {np.__version__}".encode())
-    for file in sorted(file for module in modules for file in Path(__file__).parents[1].glob(module)):
-        digest.update(file.read_bytes())
+    for module in sorted(modules):
+        files = sorted(Path(__file__).parents[1].glob(module))
+        if not files:
+            raise ValueError(f"{module}: no such module")
+        for file in files:
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 

@@ -58,7 +58,7 @@ def write_model(
     return write_bundle(out, manifest, contents)
 
 
-def write_untaught(out: Path, plan: Dataset, extractor: Extractor, temporal: TemporalModel) -> Bundle:
+def write_untaught(out: Path, plan: Dataset, extractor: Extractor | None, temporal: TemporalModel) -> Bundle:
     """A bundle to compute features with while its temporal network has yet to learn."""
     undecided = tuple(
         Behaviour(name=spec.name, enter=0.5, exit=0.5, min_bout_s=0.0, bridge_s=0.0) for spec in plan.behaviours

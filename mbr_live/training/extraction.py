@@ -1,9 +1,9 @@
 """From crops to what the temporal network takes.
 
-The features of published networks are computed by the graph that the bundle will have, in the engine that `batch` has,
-so that training sees to the bit what later runs see. They are kept on disk under a key of the crops (which has that of
-the video and of the code that makes them), the graph, the engine and the change of a copy. What a killed training has
-computed of a recording is gone on with.
+Features are computed by the graph that the bundle will have, in the engine that `batch` has, so that training sees to the
+bit what later runs see. They are kept on disk under a key of the crops (which has that of the video and of the code that
+makes them), the graph, the engine and the change of a copy. What a killed training has computed of a recording is gone
+on with.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import SimpleQueue
 
 import numpy as np
 import torch
@@ -23,20 +21,20 @@ from torch import Tensor
 
 from mbr_live.bundle import FEATURES, Bundle
 from mbr_live.datasets.dataset import Dataset, Progress, key_of
+from mbr_live.engines.choice import cores
 from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.engines.protocol import Engine
 from mbr_live.training.export import write_untaught
 from mbr_live.training.lessons import Lesson
-from mbr_live.training.models import Extractor, Trunk
+from mbr_live.training.models import Extractor
 from mbr_live.training.preparation import crops_of, save_array
 from mbr_live.training.temporal import TemporalModel
 
-COMPUTED_BY = ("*engine*.py", "augmentation.py")
+COMPUTED_BY = ("engines/openvino_engine.py", "engines/protocol.py", "datasets/augmentation.py")
 """The modules that features depend on, beside those that crops do; a change of one of them makes these anew."""
 
 _BATCH_FRAMES = 64
 _FLOAT_BYTES = 4
-_WORKERS = 2  # each with an engine of one thread, as `batch` has it
 
 
 def inputs_of(
@@ -68,25 +66,11 @@ def _features(
     """Features [N, D] lesson by lesson; None where there is no extractor."""
     if extractor is None:
         yield from (None for _ in lessons)
-    elif isinstance(extractor, Trunk):
-        # In torch, since the weights of all bundles with it were made from these features.
-        for done, lesson in enumerate(lessons, start=1):
-            yield _in_torch(extractor, lesson)
-            progress("features", done, len(lessons))
-    else:
-        with tempfile.TemporaryDirectory() as temporary:
-            bundle = write_untaught(Path(temporary) / "features", plan, extractor, temporal)
-            for array in computed(bundle, lessons, folder, progress):
-                yield torch.from_numpy(array)
-
-
-def _in_torch(trunk: Extractor, lesson: Lesson) -> Tensor:
-    """Features [N, D] of all crops of a recording."""
-    trunk.eval()
-    batches = range(0, len(crops_of(lesson.recording)), _BATCH_FRAMES)
-    with torch.inference_mode():
-        parts = [trunk(torch.from_numpy(_crops(lesson, at))) for at in batches]
-    return torch.cat(parts).clone()
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        bundle = write_untaught(Path(temporary) / "features", plan, extractor, temporal)
+        for array in computed(bundle, lessons, folder, progress):
+            yield torch.from_numpy(array)
 
 
 def _crops(lesson: Lesson, first: int) -> NDArray[np.uint8]:
@@ -103,18 +87,15 @@ def computed(
     Progress is in frames.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    opened = [OpenVinoEngine(bundle) for _ in range(_WORKERS)]
-    engines: SimpleQueue[Engine] = SimpleQueue()
-    for engine in opened:
-        engines.put(engine)
+    engine = OpenVinoEngine(bundle, threads=cores())
     total, before = sum(len(lesson.recording.ticks) for lesson in lessons), 0
     for lesson in lessons:
 
         def report(done: int, before: int = before) -> None:
             progress("features", before + done, total)
 
-        file = _file(lesson, bundle, opened[0].name, folder)
-        _complete(file, lesson, bundle.manifest.feature_dim, engines, report)
+        file = _file(lesson, bundle, engine.name, folder)
+        _complete(file, lesson, bundle.manifest.feature_dim, engine, report)
         before += len(lesson.recording.ticks)
         progress("features", before, total)
         yield np.load(file, allow_pickle=False)
@@ -131,9 +112,7 @@ def _file(lesson: Lesson, bundle: Bundle, engine: str, folder: Path) -> Path:
     return folder / f"{name}.{key}.features.npy"
 
 
-def _complete(
-    file: Path, lesson: Lesson, feature_dim: int, engines: SimpleQueue[Engine], report: Callable[[int], None]
-) -> None:
+def _complete(file: Path, lesson: Lesson, feature_dim: int, engine: Engine, report: Callable[[int], None]) -> None:
     """Compute what is missing of the features of a lesson; `report` is told the frames that are done."""
     rows_file = file.with_suffix(".rows")
     if file.is_file():
@@ -143,30 +122,11 @@ def _complete(
         if not file.is_file():
             done = stream.seek(0, os.SEEK_END) // (_FLOAT_BYTES * feature_dim)
             stream.truncate(done * _FLOAT_BYTES * feature_dim)
-            for features in _in_order(lesson, done, engines):
+            for first in range(done, len(crops_of(lesson.recording)), _BATCH_FRAMES):
+                features = engine.features(_crops(lesson, first))
                 stream.write(features.tobytes())
                 stream.flush()
                 os.fsync(stream.fileno())
-                done += len(features)
-                report(done)
+                report(first + len(features))
             save_array(file, np.fromfile(rows_file, np.float32).reshape(-1, feature_dim))
         rows_file.unlink(missing_ok=True)
-
-
-def _in_order(lesson: Lesson, first: int, engines: SimpleQueue[Engine]) -> Iterator[NDArray[np.float32]]:
-    """Features batch by batch from row `first` on, as many batches at once as there are engines."""
-
-    def compute(at: int) -> NDArray[np.float32]:
-        engine = engines.get()
-        try:
-            return engine.features(_crops(lesson, at))
-        finally:
-            engines.put(engine)
-
-    with ThreadPoolExecutor(_WORKERS) as workers:
-        tasks = [workers.submit(compute, at) for at in range(first, len(crops_of(lesson.recording)), _BATCH_FRAMES)]
-        try:
-            for task in tasks:
-                yield task.result()
-        finally:
-            workers.shutdown(cancel_futures=True)

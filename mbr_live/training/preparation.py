@@ -11,7 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from mbr_live.ahead import Ahead
 from mbr_live.annotation.marks import Annotations, Marks
 from mbr_live.bundle import CropKind
 from mbr_live.datasets.dataset import (
@@ -54,6 +55,7 @@ CUT_BY = (*CROPPED_BY, "stages/silhouette.py")
 MEASURED_BY = (*CUT_BY, "stages/walls.py", "stages/kinematics.py")
 VARIED_BY = (*MEASURED_BY, "datasets/variation.py")
 
+_AHEAD_FRAMES = 8  # decoded while others are looked at, as in `batch`
 _MAPPED_FROM_BYTES = 8 << 20
 
 
@@ -275,7 +277,7 @@ def _write_frames(
     measuring = bool({files.channels, files.varied} & set(missing))
     with ExitStack() as stack:
         write = stack.enter_context(_crop_file(files.crops)) if files.crops and files.crops in missing else None
-        for frame in sources.sampled(source, source.name):
+        for frame in stack.enter_context(closing(Ahead(sources.sampled(source, source.name), _AHEAD_FRAMES))):
             blind, seen = is_blind(frame.pixels, seen)
             if blind:
                 continue
