@@ -1,9 +1,9 @@
 """From crops to what the temporal network takes.
 
-Features are computed by the graph that the bundle will have, in the engine that `batch` has, so that training sees to the
-bit what later runs see. They are kept on disk under a key of the crops (which has that of the video and of the code that
-makes them), the graph, the engine and the change of a copy. What a killed training has computed of a recording is gone
-on with.
+Features are computed by the graph that the bundle will have, in the engine that `batch` has, so that training sees to
+the bit what later runs see. They are kept on disk under a key of the crops (which has that of the video and of the code
+that makes them), the graph, the engine and the change of a copy. What a killed training has computed of a recording is
+gone on with.
 """
 
 from __future__ import annotations
