@@ -24,9 +24,9 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from chaos_scenarios.counting import Outcome, as_csv  # noqa: E402
-from chaos_scenarios.hour import hour  # noqa: E402
-from chaos_scenarios.rig import Watching, processes_of  # noqa: E402
+from chaos_scenarios.counting import Outcome, as_csv
+from chaos_scenarios.hour import hour
+from chaos_scenarios.rig import Watching, processes_of
 
 Scenario = Callable[[Path, int, Watching], Outcome]
 COLUMNS = (
@@ -83,7 +83,7 @@ def campaign(chosen: dict[str, Scenario], seed: int, keep: Path | None) -> list[
             folder = Path(temporary) if keep is None else keep / name
             folder.mkdir(parents=True, exist_ok=True)
             outcomes.append(one(name, scenario, seed, folder, Watching(partial(_say, status, name))))
-        console.print(f"{name}: {'skipped: ' + outcomes[-1].skipped if outcomes[-1].skipped else _verdict(outcomes[-1])}")
+        console.print(f"{name}: {_verdict(outcomes[-1])}")
     return outcomes
 
 
@@ -129,6 +129,8 @@ def _cells(outcome: Outcome) -> tuple[str, ...]:
 
 
 def _verdict(outcome: Outcome) -> str:
+    if outcome.skipped:
+        return f"skipped: {outcome.skipped}"
     return "ok" if outcome.good else "; ".join(outcome.wrong)
 
 

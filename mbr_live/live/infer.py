@@ -17,13 +17,13 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
-from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 
 from mbr_live.ahead import Ahead
+from mbr_live.appending import Unwritable, WaitingRows, once_there_is_room
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.cameras.calibration import windows_px
 from mbr_live.config import Camera, Config
@@ -32,6 +32,7 @@ from mbr_live.engines.choice import kind_of, open_live_engine
 from mbr_live.keys import load_keys
 from mbr_live.latency import LatencyHistogram
 from mbr_live.live.arrivals import MAX_JUMP_TICKS, Arrival, Eye, RefusedFrame, SeenFrame, arrivals
+from mbr_live.live.backlog import Backlog, Labelled
 from mbr_live.pipeline import Features, LaneState, Pipeline
 from mbr_live.processes import Stop, notify, stop_signal
 from mbr_live.sinks import (
@@ -40,7 +41,6 @@ from mbr_live.sinks import (
     RUN_SUFFIX,
     RunManifest,
     SessionLog,
-    append,
     gap_ranges,
     read_labels,
     read_run,
@@ -93,17 +93,33 @@ def infer(config: Config) -> None:
             bundle=bundle.manifest.name, bundle_sha256=bundle.sha256, engine=engine.name, versions=versions(),
             sources=[],
         )  # fmt: skip
-        lanes = {
-            camera.name: stack.enter_context(closing(Lane(config.out, camera, pipeline, template, reference)))
-            for camera in config.camera
-        }
+        stop = stack.enter_context(stop_signal())
+        lanes = once_there_is_room(
+            lambda: _lanes(config, pipeline, template, reference, stack), lambda: stop.requested
+        )  # fmt: skip
+        if lanes is None:
+            return
         words = engine.name if note is None else f"{engine.name} ({note})"
-        service = _Service(config, pipeline, lanes, publisher, template, words)
         eyes = {
             name: Eye(pipeline, lane.state.last_index, glances=reference is not None) for name, lane in lanes.items()
         }
-        with stop_signal() as stop, closing(Ahead(arrivals(receiver, eyes, _WAIT_S), AHEAD_FRAMES)) as ahead:
+        service = _Service(config, pipeline, (lanes, eyes), publisher, template, words)
+        with closing(Ahead(arrivals(receiver, eyes, _WAIT_S), AHEAD_FRAMES)) as ahead:
             service.serve(ahead, stop)
+            service.end()
+
+
+def _lanes(
+    config: Config, pipeline: Pipeline, template: RunManifest, reference: Reference | None, stack: ExitStack
+) -> dict[str, Lane]:
+    """All lanes, to be closed by `stack`; or none, and the error."""
+    with ExitStack() as attempt:
+        lanes = {
+            camera.name: attempt.enter_context(closing(Lane(config.out, camera, pipeline, template, reference)))
+            for camera in config.camera
+        }
+        stack.enter_context(attempt.pop_all())
+    return lanes
 
 
 def _recorded_engine(config: Config) -> EngineKind | None:
@@ -145,10 +161,13 @@ class Lane:
             self._paths[LABELS_SUFFIX], self._paths[BOUTS_SUFFIX], pipeline.manifest
         )
         self.state: LaneState = pipeline.start(last_index)
-        self.run = self._begin_run(camera, template, last_index)
-        self._timings = FileIO(self._paths[TIMINGS_SUFFIX], "a")
-        if self._timings.tell() == 0:
-            append(self._timings, TIMINGS_HEADER + "\n")
+        try:
+            self.run = self._begin_run(camera, template, last_index)
+        except OSError:
+            self._log.close()
+            raise
+        self.backlog = Backlog(camera.name, self._log.write)
+        self._timings = WaitingRows(self._paths[TIMINGS_SUFFIX], TIMINGS_HEADER + "\n")
         self.latency, self.on_the_way = LatencyHistogram(), LatencyHistogram()  # capture to label, to receipt
         self.refused: Counter[str] = Counter()
         self.session: str | None = None  # the capture process that sends
@@ -165,13 +184,10 @@ class Lane:
         run = template.model_copy(update={"recording": camera.name, "sources": [source]}, deep=True)
         if path.exists() and last_index >= 0:
             before = read_run(path)
-            run.started, run.restarts = before.started, [*before.restarts, last_index]
+            # Once, also where the beginning had to be tried again.
+            run.started, run.restarts = before.started, sorted({*before.restarts, last_index})
         write_run(path, run)
         return run
-
-    def write(self, decision: Decision) -> None:
-        """Append to the log; returns when the rows are in the file."""
-        self._log.write(decision)
 
     def note_timing(self, header: FrameHeader, received_ns: int) -> Timing:
         """Keep how long the frame took from capture to the written label."""
@@ -179,13 +195,10 @@ class Lane:
         self.last_frame_s = now_ns / 1e9
         self._recent_s.append(self.last_frame_s)
         if header.clock != own_clock():
-            append(self._timings, f"{header.index},,\n")
+            self._timings.append(f"{header.index},,\n")
             return Timing(None, received_ns, now_ns)
         latency_ms = (now_ns - header.captured_ns) / 1e6
-        append(
-            self._timings,
-            f"{header.index},{(received_ns - header.captured_ns) / 1e6:.3f},{latency_ms:.3f}\n",
-        )
+        self._timings.append(f"{header.index},{(received_ns - header.captured_ns) / 1e6:.3f},{latency_ms:.3f}\n")
         self.latency.add(latency_ms)
         self.on_the_way.add((received_ns - header.captured_ns) / 1e6)
         return Timing(header.captured_ns, received_ns, now_ns)
@@ -245,6 +258,7 @@ class Lane:
             drift=drift,
             drifted=drifted,
             unrecorded=self.run.capture.get("unrecorded", 0),
+            unwritten=len(self.backlog),
         )
 
     def _liveness(self, now_s: float) -> Liveness:
@@ -255,7 +269,7 @@ class Lane:
         return "stale" if now_s - self.last_frame_s > STALE_AFTER_S else "live"
 
     def close(self) -> None:
-        """End the session: close the open bouts, and complete the manifest."""
+        """End the session: close the open bouts, and complete the manifest. Unwritable on a full disk."""
         self._log.close()
         self._timings.close()
         self.run.exit_status = "complete" if self.ended else "stopped"
@@ -267,7 +281,10 @@ class Lane:
         self.run.drift, self.run.drifted = self._drifted()
         stages = {"capture_to_label": self.latency, "capture_to_receive": self.on_the_way}
         self.run.timings = {f"{name}_{key}": ms for name, of in stages.items() for key, ms in of.summary().items()}
-        write_run(self._paths[RUN_SUFFIX], self.run)
+        try:
+            write_run(self._paths[RUN_SUFFIX], self.run)
+        except OSError as error:
+            raise Unwritable(self._paths[RUN_SUFFIX], error.strerror or str(error), error.errno) from error
 
 
 class _Service:
@@ -277,13 +294,14 @@ class _Service:
         self,
         config: Config,
         pipeline: Pipeline,
-        lanes: dict[str, Lane],
+        lanes: tuple[dict[str, Lane], dict[str, Eye]],
         publisher: StatusPublisher,
         template: RunManifest,
         engine: str,
     ) -> None:
         self._engine = engine
-        self._config, self._pipeline, self._lanes = config, pipeline, lanes
+        self._config, self._pipeline = config, pipeline
+        self._lanes, self._eyes = lanes
         self._publisher, self._template = publisher, template
         self._refused: Counter[str] = Counter()
         self._started_s = time.monotonic()
@@ -298,6 +316,7 @@ class _Service:
             if arrived:
                 silent_since_s = time.monotonic()
             self._take(arrived)
+            self._catch_up()
             self._publish_status()
             if stop.requested and (self._all_ended() or time.monotonic() - silent_since_s > DRAIN_S):
                 return
@@ -346,15 +365,32 @@ class _Service:
             if decision.status is Status.GAP:
                 self._tell(lane, [decision])
                 continue
-            lane.write(decision)
             frame, _ = due[decision.camera]
-            self._publish(decision, lane.note_timing(frame.header, frame.received_ns))
+            lane.backlog.add(Labelled(decision, frame.header, frame.received_ns))
+            self._tell_written(lane)
             lane.note_drift(frame.glance, decision)
 
-    def _tell(self, lane: Lane, decisions: list[Decision]) -> None:
-        for decision in decisions:
-            lane.write(decision)
-            self._publish(decision, None)
+    def _tell(self, lane: Lane, gaps: list[Decision]) -> None:
+        for gap in gaps:
+            lane.backlog.add(Labelled(gap, None))
+        self._tell_written(lane)
+
+    def _tell_written(self, lane: Lane, *, now: bool = False) -> None:
+        for decision, header, received_ns in lane.backlog.written(now=now):
+            self._publish(decision, lane.note_timing(header, received_ns) if header else None)
+
+    def _catch_up(self) -> None:
+        """Write what waits for room, and look at no more frames than may wait."""
+        for name, lane in self._lanes.items():
+            self._tell_written(lane)
+            self._eyes[name].closed = lane.backlog.full
+
+    def end(self) -> None:
+        """Write what still waits. Rows that find no room now are in no log, and neither are they in the manifest."""
+        for lane in self._lanes.values():
+            self._tell_written(lane, now=True)
+            if lane.backlog:
+                _log.error("%s: the last %d rows found no room on the disk and are lost", lane.name, len(lane.backlog))
 
     def _publish(self, decision: Decision, timing: Timing | None) -> None:
         found = not math.isnan(decision.x_px)

@@ -16,7 +16,13 @@ from mbr_live.status import CameraStatus, SystemStatus
 SILENT_AFTER_S = 5.0  # inference speaks once a second
 
 Kind = Literal[
-    "inference_silent", "camera_silent", "nothing_classified", "frames_dropped", "recording_stopped", "camera_unwell"
+    "inference_silent",
+    "camera_silent",
+    "nothing_classified",
+    "frames_dropped",
+    "recording_stopped",
+    "labels_waiting",
+    "camera_unwell",
 ]
 _TEXTS: dict[Kind, str] = {
     "inference_silent": "inference says nothing: it died, hangs, or cannot be reached",
@@ -24,6 +30,7 @@ _TEXTS: dict[Kind, str] = {
     "nothing_classified": "frames come, and none of them gets a label",
     "frames_dropped": "frames are lost between camera and label",
     "recording_stopped": "pictures are not recorded, for lack of room on the disk; labels go on",
+    "labels_waiting": "the disk takes no labels: they wait in memory, at most ten minutes of them, and triggers rest",
     "camera_unwell": "the picture shows nothing, is blurred or slow, or the camera was moved: see the status",
 }
 
@@ -101,7 +108,9 @@ def raised(watch: Watch) -> frozenset[tuple[Kind, str]]:
 
 
 def _conditions(before: CameraStatus | None, now: CameraStatus) -> Iterator[Kind]:
-    if now.state in ("stale", "waiting"):
+    if now.unwritten:
+        yield "labels_waiting"
+    elif now.state in ("stale", "waiting"):
         yield "camera_silent"
     if now.alarms:
         yield "camera_unwell"

@@ -1,4 +1,4 @@
-"""What a scenario found, from what lies on the disk: every frame, label and trigger is looked for, none is estimated."""
+"""What a scenario found, from what lies on the disk: every frame, label and trigger is looked for."""
 
 from __future__ import annotations
 
