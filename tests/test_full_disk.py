@@ -56,7 +56,8 @@ def pids(system: System) -> list[int | None]:
 def with_trigger(config: Config, box: SimulatedBox) -> Config:
     output = SerialOutput(kind="serial", name="laser", port=box.port, line=1)
     trigger = Trigger(
-        name="stim", camera="cage", when="while", none=("grooming",), max_on_s=3600, resume_within_s=10, outputs=("laser",)
+        name="stim", camera="cage", when="while", none=("grooming",), max_on_s=3600, resume_within_s=10,
+        outputs=("laser",),
     )  # fmt: skip
     update = {"trigger": (trigger,), "output": (output,), "watchdog": Watchdog(stale_after_s=0.5)}
     return Config.model_validate(config.model_copy(update=update).model_dump())

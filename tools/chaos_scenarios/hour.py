@@ -48,7 +48,7 @@ def hour(folder: Path, seed: int, watching: Watching, minutes: float = 60.0) -> 
         sender.start()
     start_s = time.monotonic()
     try:
-        with inference_alone(config) as child, Memory(child, outcome, first_tenth_of=minutes / 60 * 600) as memory:
+        with inference_alone(config) as child, Memory(child, outcome) as memory:
             begin.set()
             while any(sender.is_alive() for sender in senders):
                 memory.sample()

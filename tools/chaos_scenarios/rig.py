@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from chaos_scenarios.counting import Outcome
-from mbr_live.config import DEMO_BUNDLE, Camera, Config, Simulated, VideoSource, Wire
+from chaos_scenarios.counting import Outcome, count_frames, count_told
+from chaos_scenarios.ear import Ear
+from chaos_scenarios.receivers import Deaf, Receiver, count_pulses, count_triggers, with_triggers
+from mbr_live.config import DEMO_BUNDLE, Camera, Config, Recording, Simulated, Wire
 from mbr_live.live.run import SYSTEM_FILE, System
-from mbr_live.processes import SUPERVISOR_VARIABLE, Child
-from mbr_live.status import LabelMessage, SystemStatus, parse_status
+from mbr_live.processes import Child
+from mbr_live.trigger_config import AnyOutput
+from mbr_live.triggers.output import read_output_status
+from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 from mbr_live.wire import StatusSubscriber, free_endpoint
 
 WARM_S = 16.0  # until labels come: the crop window settles, the network warms up
 _STEP_S = 0.05
 _READY_WITHIN_S = 90.0
+_UNTIL_IT_HEARS_S = 1.0
 
 
 class Watching:
@@ -40,62 +46,27 @@ def simulated(name: str, *, seed: int = 1) -> Camera:
     return Camera(name=name, source=Simulated(kind="simulated", seed=seed))
 
 
-def played(name: str, video: Path, *, speed: float = 1.0) -> Camera:
-    """A video file as a camera."""
-    return Camera(name=name, source=VideoSource(kind="file", path=video.resolve(), speed=speed))
-
-
-class Ear:
-    """Hears all that inference publishes, from a thread."""
-
-    def __init__(self, config: Config) -> None:
-        self.told: list[LabelMessage] = []
-        self.heard_s: list[float] = []  # of every label; monotonic
-        self.status: SystemStatus | None = None
-        self._stop = threading.Event()
-        self._endpoint = config.wire.status
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-        self._thread.start()
-
-    def _listen(self) -> None:
-        with closing(StatusSubscriber(self._endpoint)) as subscriber:
-            while not self._stop.is_set():
-                for data in subscriber.messages(0.1):
-                    message = parse_status(data)
-                    if isinstance(message, SystemStatus):
-                        self.status = message
-                    else:
-                        self.told.append(message)
-                        self.heard_s.append(time.monotonic())
-
-    def close(self) -> None:
-        """Hear no more."""
-        self._stop.set()
-        self._thread.join()
-
-
 class Memory:
     """Resident memory of a process on the way; `with` it, its growth is in the outcome at the end."""
 
-    def __init__(self, child: Child, outcome: Outcome, first_tenth_of: float) -> None:
-        """`first_tenth_of` so many seconds, by guess, is for caches to fill; the growth is counted from its end."""
-        self._child, self._outcome, self._from_s = child, outcome, first_tenth_of / 10
-        self._start_s = time.monotonic()
+    def __init__(self, child: Child, outcome: Outcome) -> None:
+        self._child, self._outcome = child, outcome
+        self._start_s = self._next_s = time.monotonic()
         self._pid = child.pid
 
     def __enter__(self) -> Memory:
         return self
 
     def sample(self) -> None:
-        """Look once. A process that was started anew begins anew here too."""
-        pid = self._child.pid
-        if pid is not None:
-            now_s = time.monotonic() - self._start_s
-            self._outcome.memory_mib.append((now_s, resident_mib(pid)))
+        """Look, at most once a second."""
+        pid, now_s = self._child.pid, time.monotonic()
+        if pid is not None and now_s >= self._next_s:
+            self._next_s = now_s + 1.0
+            self._outcome.memory_mib.append((now_s - self._start_s, resident_mib(pid)))
 
     def __exit__(self, *_: object) -> None:
         samples = self._outcome.memory_mib
-        if len(samples) > 20:
+        if len(samples) > 20 and self._child.pid == self._pid:  # a process that was started anew grew anew
             start = len(samples) // 10
             self._outcome.growth_mib = samples[-1][1] - samples[start][1]
 
@@ -127,23 +98,100 @@ def inference_alone(config: Config) -> Iterator[Child]:
         child.wait(30)
 
 
-def looked_after(system: System, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
-    """Supervise for so long, or until something is so; whether it came to be so."""
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s:
-        system.look_after()
-        if until():
-            return True
-        time.sleep(_STEP_S)
-    return until()
+@dataclass
+class Rig:
+    """A whole system with triggers, and all that listens to it."""
+
+    config: Config
+    system: System
+    ear: Ear
+    memory: Memory
+    watching: Watching
+    kills: Counter[str] = field(default_factory=Counter)
+    deaf: Deaf = field(default_factory=Deaf)
+    _deaf_since_s: float | None = None
+    _hears_at_s: float | None = None
+
+    @property
+    def children(self) -> list[Child]:
+        """All that may be harmed."""
+        return [self.system.inference, *self.system.captures, *self.system.outputs]
+
+    def go(self, seconds: float, until: Callable[[], bool] = lambda: False) -> bool:
+        """Supervise for so long, or until something is so; whether it came to be so."""
+        end_s = time.monotonic() + seconds
+        while time.monotonic() < end_s:
+            self.system.look_after()
+            self.memory.sample()
+            self._look_whether_output_hears()
+            self.watching.say(f"{len(self.ear.told)} labels, {sum(self.kills.values())} times harmed")
+            if until():
+                return True
+            time.sleep(_STEP_S)
+        return until()
+
+    def harm(self, child: Child, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal, where there is somebody to get it."""
+        pid = child.pid
+        if pid is None:
+            return
+        self.kills[child.name] += number != signal.SIGCONT
+        if child in self.system.outputs and self._deaf_since_s is None:
+            self._deaf_since_s = time.monotonic()
+        os.kill(pid, number)
+        if number == signal.SIGKILL:
+            child.wait(5)
+
+    def _look_whether_output_hears(self) -> None:
+        """The output process hears again a second after it says that it is ready."""
+        if self._deaf_since_s is None:
+            return
+        now_s, status = time.monotonic(), read_output_status(self.config.out)
+        ready = status is not None and status.pid == self.system.outputs[0].pid and not _stopped(status.pid)
+        if not ready:
+            self._hears_at_s = None
+        elif self._hears_at_s is None:
+            self._hears_at_s = now_s + _UNTIL_IT_HEARS_S
+        elif now_s >= self._hears_at_s:
+            self.deaf.spans.append((self._deaf_since_s, now_s))
+            self._deaf_since_s = self._hears_at_s = None
 
 
-def kill(child: Child, number: signal.Signals = signal.SIGKILL) -> bool:
-    """Send a signal, where there is somebody to get it."""
-    if child.pid is None:
-        return False
-    os.kill(child.pid, number)
-    return True
+@contextmanager
+def running(
+    out: Path,
+    outcome: Outcome,
+    watching: Watching,
+    cameras: Sequence[Camera],
+    *,
+    more: Sequence[AnyOutput] = (),
+    ids: Sequence[Counter[str]] = (),
+    recording: Recording | None = None,
+) -> Iterator[Rig]:
+    """A whole system; when it has ended, everything is counted into `outcome`.
+
+    `more` outputs get every trigger too, and `ids` is what their receivers received.
+    """
+    with SimulatedBox() as box, Receiver() as receiver:
+        config = with_triggers(system_config(out, *cameras), box, receiver.url, more)
+        config = config.model_copy(update={"recording": recording} if recording else {})
+        with closing(Ear(config)) as ear:
+            with System(config, restarts_per_minute=100_000) as system:
+                with Memory(system.inference, outcome) as memory:
+                    rig = Rig(config, system, ear, memory, watching)
+                    yield rig
+                    rig.go(60, until=lambda: rig._deaf_since_s is None)
+                restarts = sum(child.restarts for child in rig.children)
+            time.sleep(0.5)  # what was published last
+        count_frames(outcome, config)
+        count_told(outcome, config, ear.told)
+        count_triggers(outcome, config, ear, rig.deaf, [receiver.ids, *ids])
+        count_pulses(outcome, config, box)
+    outcome.notes.append(f"{restarts} restarts")
+
+
+def _stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def processes_of(folder: Path) -> list[int]:
@@ -160,8 +208,3 @@ def processes_of(folder: Path) -> list[int]:
         if state != "Z" and any(word.startswith(f"{folder}/") for word in words):
             found.append(int(entry.name))
     return found
-
-
-def without_supervisor() -> dict[str, str]:
-    """The environment of a process that nobody supervises."""
-    return {name: value for name, value in os.environ.items() if name != SUPERVISOR_VARIABLE}
