@@ -24,8 +24,13 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from chaos_scenarios.clocks import clock_jumps
 from chaos_scenarios.counting import Outcome, as_csv
+from chaos_scenarios.disks import full_disk, slow_disk
+from chaos_scenarios.garbage import garbage
 from chaos_scenarios.hour import hour
+from chaos_scenarios.networks import broker_down, cuts
+from chaos_scenarios.processes import freezes, kills, supervisor
 from chaos_scenarios.rig import Watching, processes_of
 
 Scenario = Callable[[Path, int, Watching], Outcome]
@@ -37,7 +42,18 @@ COLUMNS = (
 
 def scenarios(minutes: float, messages: int) -> dict[str, Scenario]:
     """All of them, in the order in which they are run."""
-    return {"hour": partial(hour, minutes=minutes)}
+    return {
+        "kills": kills,
+        "freezes": freezes,
+        "supervisor": supervisor,
+        "cuts": cuts,
+        "broker": broker_down,
+        "clock": clock_jumps,
+        "slow-disk": slow_disk,
+        "full-disk": full_disk,
+        "garbage": partial(garbage, messages=messages),
+        "hour": partial(hour, minutes=minutes),
+    }
 
 
 def main() -> None:

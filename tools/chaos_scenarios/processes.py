@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -86,11 +87,11 @@ def supervisor(folder: Path, seed: int, watching: Watching, times: int = 2) -> O
     return outcome
 
 
-def _wait(watching: Watching, what: str, seconds: float, condition: object) -> bool:
+def _wait(watching: Watching, what: str, seconds: float, condition: Callable[[], bool]) -> bool:
     watching.say(f"waiting for {what}")
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
-        if condition():  # type: ignore[operator]
+        if condition():
             return True
         time.sleep(0.1)
     return False

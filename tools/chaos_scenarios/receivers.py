@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 
 from chaos_scenarios.counting import Outcome, labels_of
 from chaos_scenarios.ear import Ear
@@ -60,7 +61,7 @@ def with_triggers(config: Config, box: SimulatedBox, url: str, more: Sequence[An
     outputs = (*lines, WebhookOutput(kind="webhook", name="hook", url=url, timeout_s=2), *more)
     triggers = tuple(
         Trigger(
-            name=f"{when}-{behaviour}", camera=camera.name, when=when, all=(behaviour,), on_s=PULSE_S,
+            name=f"{camera.name}-{when}-{behaviour}", camera=camera.name, when=when, all=(behaviour,), on_s=PULSE_S,
             outputs=(f"line{n}", "hook", *(output.name for output in more)),
         )
         for n, camera in enumerate(config.camera)
@@ -94,12 +95,12 @@ def count_triggers(outcome: Outcome, config: Config, ear: Ear, deaf: Deaf, recei
         receipts = list(read_receipts(config.out / f"{camera}{TRIGGERS_SUFFIX}"))
         on = {(row["trigger"], int(row["frame"])) for row in receipts if _is(row, "decided", "on")}
         skipped = {(row["trigger"], int(row["frame"])) for row in receipts if row["what"] == "skipped"}
-        events = _events(labels_of(config, camera), columns)
+        events = _events(camera, labels_of(config, camera), columns)
         outcome.triggers_false += len(on - events)
         for trigger, frame in events - on - skipped:
             if _was_heard(ear, deaf, camera, frame):
                 outcome.triggers_lost += 1
-                outcome.notes.append(f"no receipt of {camera}/{trigger} at {frame}")
+                outcome.notes.append(f"no receipt of {trigger} at {frame}")
             else:
                 unseen += 1
         decided_ids |= {
@@ -132,15 +133,15 @@ def _is(row: dict[str, str], what: str, edge: str) -> bool:
     return (row["what"], row["edge"]) == (what, edge)
 
 
-def _events(rows: Sequence[LabelRow], behaviours: Sequence[str]) -> set[tuple[str, int]]:
+def _events(camera: str, rows: Sequence[LabelRow], behaviours: Sequence[str]) -> set[tuple[str, int]]:
     """Trigger and frame of every beginning and end between two rows that are known: not by the code that is tested."""
     found = set()
-    for before, now in zip(rows, rows[1:], strict=False):
+    for before, now in pairwise(rows):
         if before.status != Status.OK or now.status != Status.OK:
             continue
         for name, was, is_ in zip(behaviours, before.labels, now.labels, strict=True):
             if name in BEHAVIOURS and was != is_:
-                found.add((f"{'onset' if is_ else 'offset'}-{name}", now.index))
+                found.add((f"{camera}-{'onset' if is_ else 'offset'}-{name}", now.index))
     return found
 
 

@@ -208,3 +208,18 @@ def processes_of(folder: Path) -> list[int]:
         if state != "Z" and any(word.startswith(f"{folder}/") for word in words):
             found.append(int(entry.name))
     return found
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Variables for the processes that are started meanwhile."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,149 @@
+"""Disks that are slow, and disks that others have filled to the last byte."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+from chaos_scenarios.counting import Outcome, journalled, labels_of
+from chaos_scenarios.rig import WARM_S, Rig, Watching, environment, running, simulated
+from mbr_live.config import Recording
+from mbr_live.types import Status
+
+DISK_MB = 60
+SLOW_MS = (20, 60, 200, 600)  # of every write into a file
+_SHIM = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+/* write(2) into a regular file takes as many ms longer as the file CHAOS_SLOW_MS says. */
+ssize_t write(int fd, const void *data, size_t size) {
+    static ssize_t (*real)(int, const void *, size_t);
+    if (!real) real = dlsym(RTLD_NEXT, "write");
+    struct stat st;
+    const char *path = getenv("CHAOS_SLOW_MS");
+    if (path && !fstat(fd, &st) && S_ISREG(st.st_mode)) {
+        FILE *file = fopen(path, "r");
+        int ms = 0;
+        if (file) {
+            if (fscanf(file, "%d", &ms) == 1 && ms > 0) usleep(ms * 1000);
+            fclose(file);
+        }
+    }
+    return real(fd, data, size);
+}
+"""
+
+
+def slow_disk(folder: Path, seed: int, watching: Watching) -> Outcome:
+    """Every write into a file takes 20 to 600 ms longer, for stretches of 5 to 12 s."""
+    outcome, random_ = Outcome("slow disk", seed), random.Random(seed)
+    if shutil.which("cc") is None:
+        outcome.skipped = "no C compiler (apt-get install gcc), which makes the slow write(2)"
+        return outcome
+    source, shim, slow = folder / "slow.c", folder / "slow.so", folder / "slow_ms"
+    source.write_text(_SHIM)
+    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", shim, source, "-ldl"], check=True)
+    stretches = [random_.choice(SLOW_MS) for _ in range(6)] + [max(SLOW_MS)]
+    cameras = (simulated("a", seed=1), simulated("b", seed=2))
+    with (
+        environment(LD_PRELOAD=str(shim), CHAOS_SLOW_MS=str(slow)),
+        running(folder / "out", outcome, watching, cameras) as rig,
+    ):
+        rig.go(WARM_S)
+        for ms in stretches:
+            slow.write_text(str(ms))
+            rig.go(random_.uniform(5.0, 12.0))
+            slow.unlink()
+            rig.go(random_.uniform(2.0, 6.0))
+        rig.go(WARM_S)
+    outcome.harm = f"every write(2) slower by {', '.join(map(str, stretches))} ms, one after the other"
+    return outcome
+
+
+def full_disk(folder: Path, seed: int, watching: Watching) -> Outcome:
+    """A disk without a byte left, again and again; twice a process is killed while it is full."""
+    outcome, random_ = Outcome("full disk", seed), random.Random(seed)
+    with small_disk(folder / "disk") as disk:
+        if disk is None:
+            outcome.skipped = "no small disk can be mounted here: that takes root"
+            return outcome
+        cameras = (
+            simulated("a", seed=1).model_copy(update={"record": "lossless"}),
+            simulated("b", seed=2),
+        )
+        settings = Recording(segment_minutes=0.1, min_free_gb=0.02, keep_gb=0.01)
+        with running(disk / "out", outcome, watching, cameras, recording=settings) as rig:
+            rig.go(WARM_S)
+            waited = [_filled(rig, disk, random_.uniform(4.0, 15.0), number) for number in range(6)]
+            rig.go(WARM_S)
+        outcome.expect(min(waited) > 0, f"labels that had to wait, by stretch: {waited}")
+        outcome.notes.append(f"at most {max(waited)} labels waited in memory")
+        _unkilled_lost_nothing(outcome, rig)
+    outcome.harm = f"{len(waited)} x full; killed while it was: {', '.join(rig.kills)}"
+    return outcome
+
+
+def _filled(rig: Rig, disk: Path, seconds: float, number: int) -> int:
+    """Fill the disk for so long; how many labels waited for room in the end."""
+    ballast = fill(disk)
+    rig.go(seconds / 2)
+    if number in (2, 4):
+        rig.harm(rig.system.inference if number == 2 else rig.system.outputs[0], signal.SIGKILL)
+    rig.go(seconds / 2)
+    status = rig.ear.status
+    waiting = sum(camera.unwritten for camera in status.cameras) if status else 0
+    ballast.unlink()
+    rig.go(WARM_S)
+    return waiting
+
+
+def _unkilled_lost_nothing(outcome: Outcome, rig: Rig) -> None:
+    """Frames without a label are of the one stretch in which inference was killed and could not begin again."""
+    for camera in rig.config.camera:
+        taken = journalled(rig.config, camera.name)
+        lost = [
+            row.index for row in labels_of(rig.config, camera.name) if row.status == Status.GAP and row.index in taken
+        ]
+        stretches = sum(later - earlier > 20 for earlier, later in pairwise(lost)) + bool(lost)
+        outcome.expect(stretches <= 1, f"{camera.name}: frames were lost in {stretches} stretches, expected one")
+
+
+def fill(disk: Path) -> Path:
+    """Every byte, as another program would."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for size in (1_000_000, 4096, 1):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError:
+                continue
+    return ballast
+
+
+@contextmanager
+def small_disk(at: Path) -> Iterator[Path | None]:
+    """A disk of its own in memory; None where none can be mounted."""
+    at.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", at], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        yield None
+        return
+    try:
+        yield at
+    finally:
+        os.sync()
+        subprocess.run(["umount", "--lazy", at], check=True)
