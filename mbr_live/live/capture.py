@@ -20,6 +20,7 @@ from mbr_live.cameras.health import LOOK_EVERY_S, HealthState, Reference, assess
 from mbr_live.cameras.live_camera import CameraHangs, LiveCamera, SessionEnd
 from mbr_live.cameras.log import CAMERA_LOG_SUFFIX, CameraLog
 from mbr_live.cameras.reader import Chosen
+from mbr_live.cameras.session_clock import SessionClock
 from mbr_live.config import Camera, Config, Loss
 from mbr_live.keys import load_keys
 from mbr_live.processes import begin_afresh, end_now, notify, stop_signal
@@ -61,11 +62,15 @@ def _capture(config: Config, camera: Camera) -> bool:
         work = _Capture(camera, journal, sender, recorder)
         health = Health(camera.name, outages, load_reference(config.calibration, camera.name))
         notify("READY=1")
+        clock = SessionClock(config.out, camera.name)
+        if journal.end is not None:
+            clock.take_up()
         with closing(LiveCamera(camera, outages, journal.end)) as live:
             while not (stop.requested or live.ended):
                 chosen = live.poll(_LOOK_EVERY_S)
                 if chosen is not None:
                     work.take(chosen)
+                    clock.keep()
                     health.take(chosen, live.source_fps(time.monotonic()))
                 if live.lost is not None:
                     health.lost()

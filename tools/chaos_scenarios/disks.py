@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -14,50 +13,25 @@ from pathlib import Path
 
 from chaos_scenarios.counting import Outcome, journalled, labels_of
 from chaos_scenarios.rig import WARM_S, Rig, Watching, environment, running, simulated
+from chaos_scenarios.shim import COMPILER, WHY_NOT, compiled
 from mbr_live.config import Recording
 from mbr_live.types import Status
 
 DISK_MB = 60
 SLOW_MS = (20, 60, 200, 600)  # of every write into a file
-_SHIM = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <sys/stat.h>
-#include <unistd.h>
-/* write(2) into a regular file takes as many ms longer as the file CHAOS_SLOW_MS says. */
-ssize_t write(int fd, const void *data, size_t size) {
-    static ssize_t (*real)(int, const void *, size_t);
-    if (!real) real = dlsym(RTLD_NEXT, "write");
-    struct stat st;
-    const char *path = getenv("CHAOS_SLOW_MS");
-    if (path && !fstat(fd, &st) && S_ISREG(st.st_mode)) {
-        FILE *file = fopen(path, "r");
-        int ms = 0;
-        if (file) {
-            if (fscanf(file, "%d", &ms) == 1 && ms > 0) usleep(ms * 1000);
-            fclose(file);
-        }
-    }
-    return real(fd, data, size);
-}
-"""
 
 
 def slow_disk(folder: Path, seed: int, watching: Watching) -> Outcome:
     """Every write into a file takes 20 to 600 ms longer, for stretches of 5 to 12 s."""
     outcome, random_ = Outcome("slow disk", seed), random.Random(seed)
-    if shutil.which("cc") is None:
-        outcome.skipped = "no C compiler (apt-get install gcc), which makes the slow write(2)"
+    if COMPILER is None:
+        outcome.skipped = WHY_NOT
         return outcome
-    source, shim, slow = folder / "slow.c", folder / "slow.so", folder / "slow_ms"
-    source.write_text(_SHIM)
-    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", shim, source, "-ldl"], check=True)
+    slow = folder / "slow_ms"
     stretches = [random_.choice(SLOW_MS) for _ in range(6)] + [max(SLOW_MS)]
     cameras = (simulated("a", seed=1), simulated("b", seed=2))
     with (
-        environment(LD_PRELOAD=str(shim), CHAOS_SLOW_MS=str(slow)),
+        environment(LD_PRELOAD=str(compiled(folder)), CHAOS_SLOW_MS=str(slow)),
         running(folder / "out", outcome, watching, cameras) as rig,
     ):
         rig.go(WARM_S)
