@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from chaos_scenarios.clocks import clock_jumps
 from chaos_scenarios.counting import Outcome, as_csv
 from chaos_scenarios.disks import full_disk, slow_disk
+from chaos_scenarios.forged import forged
 from chaos_scenarios.garbage import garbage
 from chaos_scenarios.hour import hour
 from chaos_scenarios.networks import broker_down, cuts
@@ -52,6 +53,7 @@ def scenarios(minutes: float, messages: int) -> dict[str, Scenario]:
         "slow-disk": slow_disk,
         "full-disk": full_disk,
         "garbage": partial(garbage, messages=messages),
+        "forged": partial(forged, messages=messages // 10),
         "hour": partial(hour, minutes=minutes),
     }
 
