@@ -187,8 +187,8 @@ def open_log(
     if resumed:
         cut_torn_row(path)
         before = _read_summary(summary_path)
-        update = {"session": before.session, "started": before.started, "restarts": before.restarts + 1}
-        summary = summary.model_copy(update=update)
+        kept = {name: getattr(before, name) for name in ("session", "started", "unwritten", "late_labels")}
+        summary = summary.model_copy(update={**kept, "restarts": before.restarts + 1})
     past = _past(path, summary, rules, shams_to) if resumed else _nothing(rules)
     _check_same_session(out, camera, past)
     log = TriggerLog(WaitingRows(path), summary_path, summary, past.counts)
