@@ -442,7 +442,7 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", help="Folder for report.html and metrics.json.")],
     name: Annotated[list[str] | None, typer.Option("--name", help="Name of each folder of labels, in order.")] = None,
     split: Annotated[
-        str | None, typer.Option(help="Recordings to score; else those of test, or of validation.")
+        str | None, typer.Option(help="Recordings to score, or all; else those of test, or of validation.")
     ] = None,
 ) -> None:
     """Hold label logs against the truth (needs the extra `train`)."""

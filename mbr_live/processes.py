@@ -157,12 +157,12 @@ class Child:
         return True
 
     def last_words(self) -> str:
-        """What the process said since it was started."""
+        """What the process said since it was started; of an error, what follows the name of the program."""
         if not self.log.exists():
             return ""
         with self.log.open("rb") as log:
             log.seek(self._log_start)
-            return log.read()[-4000:].decode(errors="replace").strip()
+            return log.read()[-4000:].decode(errors="replace").strip().rpartition("mbr-live: ")[2]
 
 
 def begin_afresh() -> NoReturn:

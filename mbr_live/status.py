@@ -1,10 +1,17 @@
-"""What inference publishes for people who look: one message per label, one a second about the system."""
+"""What inference publishes for people who look: one message per label, one a second about the system.
+
+The output process has no socket: it leaves its own status in the folder of the session, and inference passes it on.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+OUTPUT_STATUS_FILE = "output.status.json"
+OUTPUT_SILENT_AFTER_NS = 3_000_000_000  # it speaks once a second
 
 Liveness = Literal["waiting", "live", "stale", "ended"]
 """waiting: no frame yet; stale: no frame for over a second; ended: the capture process said so."""
@@ -58,6 +65,45 @@ class CameraStatus(BaseModel):
     unrecorded: int = 0  # pictures that were to be recorded, and for which there was no room
 
 
+class OutputState(BaseModel):
+    """How one output is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    waiting: int  # messages that it has not taken
+    error: str = ""  # why it cannot be used at the moment
+    failing: bool = False  # whether something could not be delivered within the last minute
+    delivered: dict[str, int] = {}  # edges in this session, by outcome
+
+
+class TriggerFigures(BaseModel):
+    """What one trigger does and did in this session."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str  # camera/trigger
+    on: bool = False  # shams and dry runs included
+    dry_run: bool = False
+    trials: int = 0  # shams included
+    shams: int = 0
+
+
+class OutputStatus(BaseModel):
+    """How the output process is, once a second: `output.status.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    pid: int
+    said_ns: int = 0  # CLOCK_MONOTONIC
+    up: bool = True  # false where somebody else says that it has fallen silent
+    outputs: list[OutputState] = []
+    triggers: list[TriggerFigures] = []
+    skipped: dict[str, int] = {}  # trials that were not begun, by reason
+    stale: list[str] = []  # cameras without fresh labels
+    last: str = ""  # the last receipt, in words
+
+
 class SystemStatus(BaseModel):
     """All cameras of one inference process."""
 
@@ -71,10 +117,26 @@ class SystemStatus(BaseModel):
     uptime_s: float
     refused: dict[str, int] = {}  # messages that were not ours, by reason
     cameras: list[CameraStatus]
+    output: OutputStatus | None = None  # None: the configuration has no triggers
 
 
 StatusMessage = LabelMessage | SystemStatus
 _ADAPTER: TypeAdapter[StatusMessage] = TypeAdapter(Annotated[StatusMessage, Field(discriminator="kind")])
+
+
+def read_output_status(out: Path) -> OutputStatus | None:
+    """What the output process in the folder `out` last said of itself; None when it has said nothing."""
+    try:
+        return OutputStatus.model_validate_json((out / OUTPUT_STATUS_FILE).read_text())
+    except (OSError, ValidationError):
+        return None
+
+
+def passed_on(said: OutputStatus | None, now_ns: int) -> OutputStatus:
+    """The status of an output process as of `now_ns` (CLOCK_MONOTONIC): what is old says that it is down."""
+    if said is None:
+        return OutputStatus(pid=0, up=False)
+    return said.model_copy(update={"up": 0 <= now_ns - said.said_ns <= OUTPUT_SILENT_AFTER_NS})
 
 
 def parse_status(message: bytes) -> StatusMessage:

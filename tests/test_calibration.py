@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import socket
 from itertools import islice
 from pathlib import Path
@@ -17,7 +19,7 @@ from test_cameras import free_port, goes_on, until
 from mbr_live.cameras.arena import find_arena, parse_arena
 from mbr_live.cameras.calibration import Circle, Polygon, load_calibration, load_reference, windows_px
 from mbr_live.cameras.log import read_events
-from mbr_live.config import Camera, VideoSource, load_config
+from mbr_live.config import DEMO_BUNDLE, Camera, VideoSource, load_config
 from mbr_live.live.checks import LEAST_FREE_MB, free_space, start_checks
 from mbr_live.live.run import System
 from mbr_live.sinks import read_labels, read_run
@@ -166,12 +168,33 @@ def test_doctor_and_run_agree(box_video: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "live").exists()
 
 
+def test_an_engine_that_cannot_be_had_is_said_before_anything_is_written(tmp_path: Path) -> None:
+    """By doctor and by run, in the same words, once; and nothing is left behind."""
+    config = tmp_path / "system.toml"
+    shutil.copytree(DEMO_BUNDLE, tmp_path / "bundle")
+    manifest = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
+    del manifest["int8"], manifest["files"]["features.int8.onnx"]
+    (tmp_path / "bundle" / "features.int8.onnx").unlink()
+    (tmp_path / "bundle" / "manifest.json").write_text(json.dumps(manifest))
+    config.write_text(
+        'out = "live"\nbundle = "bundle"\nengine = "openvino-int8"\n'
+        '[[camera]]\nname = "cage"\nsource = { kind = "simulated" }\n'
+    )
+    doctor, run = mbr_live("doctor", config), mbr_live("run", config, "--plain")
+    assert (doctor.returncode, run.returncode) == (1, 2)
+    for said in (doctor.stdout, run.stderr):
+        assert "has no int8 features" in said
+    assert run.stderr.count("mbr-live:") == 1
+    assert not (tmp_path / "live").exists()
+
+
 def test_a_healthy_system_has_no_errors(tmp_path: Path) -> None:
     config = system_file(tmp_path, '{ kind = "simulated" }')
     doctor = mbr_live("doctor", config)
     assert doctor.returncode == 0, doctor.stdout
     assert "0 errors" in doctor.stdout
     assert "frames a second" in doctor.stdout
+    assert "ms a frame" in doctor.stdout
 
 
 def test_a_camera_that_is_away_keeps_no_session_from_going_on(tmp_path: Path) -> None:

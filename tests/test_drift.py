@@ -28,9 +28,9 @@ from mbr_live.engines.openvino_engine import OpenVinoEngine  # noqa: E402
 from mbr_live.evaluation.comparison import LabelFolder  # noqa: E402
 from mbr_live.evaluation.evaluate import evaluate  # noqa: E402
 from mbr_live.evaluation.program import truths  # noqa: E402
-from mbr_live.live.infer import Lane  # noqa: E402
+from mbr_live.live.lane import Lane  # noqa: E402
 from mbr_live.monitoring.watch_state import WatchedCamera  # noqa: E402
-from mbr_live.monitoring.watch_view import figures_of  # noqa: E402
+from mbr_live.monitoring.watch_words import figures_of  # noqa: E402
 from mbr_live.pipeline import Pipeline, SightState  # noqa: E402
 from mbr_live.sinks import RunManifest, read_run  # noqa: E402
 from mbr_live.status import CameraStatus  # noqa: E402

@@ -621,6 +621,20 @@ def test_a_video_that_is_gone_is_a_note(run: Path, tmp_path: Path) -> None:
     assert "data:image/jpeg" not in page
 
 
+def test_all_recordings_can_be_scored_and_what_is_left_out_is_said(run: Path, tmp_path: Path) -> None:
+    labels = shutil.copytree(run / "labels", tmp_path / "labels")
+    others = [spec.log_name for spec in read_dataset(run / "dataset.toml").all_recordings() if spec.split == "train"]
+    (log,) = labels.glob("*.labels.csv")
+    for name in others:
+        shutil.copy(log, labels / f"{name}.labels.csv")
+    given = ("evaluate", "--labels", labels, "--truth", run / "dataset.toml", "--out", tmp_path / "report")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(run / "cache"))
+        one, every = mbr_live(*given), mbr_live(*given, "--split", "all")
+    assert "scored: recordings of validation, 1; not scored: 1 of train (--split)" in one.stdout
+    assert "scored: all recordings, 2" in every.stdout
+
+
 def test_what_the_program_refuses(run: Path) -> None:
     done = mbr_live("evaluate", "--labels", run, "--truth", run / "no.toml", "--out", run / "other")
     assert (done.returncode, "can not be read" in done.stderr) == (2, True)

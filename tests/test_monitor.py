@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,13 +19,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live import mbr_live, simulated, system_config
 from prometheus_client.parser import text_string_to_metric_families
+from trigger_rig import rig_config, trigger
 
 from mbr_live.config import Config, Monitor
 from mbr_live.live.run import System
 from mbr_live.monitoring.alarms import SILENT_AFTER_S, Watch, hear, look, raised
 from mbr_live.monitoring.watch import Dashboard, plain_lines
-from mbr_live.status import CameraStatus, SystemStatus
+from mbr_live.status import CameraStatus, OutputStatus, SystemStatus, passed_on
+from mbr_live.trigger_config import SerialOutput
+from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 from mbr_live.wire import StatusPublisher
+
+GRAFANA = Path(__file__).resolve().parent.parent / "docs" / "grafana"
 
 
 def camera(state: str = "live", ok: int = 10, blind: int = 0, dropped: int = 0) -> CameraStatus:
@@ -235,3 +242,64 @@ def test_what_is_raised_is_what_the_metrics_say() -> None:
         watch = hear(system(camera("stale")), float(second), watch)
         _, watch = look(float(second), 3.0, watch)
     assert raised(watch) == {("camera_silent", "a")}
+
+
+def outputs(**keys: object) -> SystemStatus:
+    status = OutputStatus.model_validate({"pid": 1, "said_ns": 10**9, **keys})
+    return system(camera()).model_copy(update={"output": passed_on(status, 2 * 10**9)})
+
+
+def test_an_output_process_that_is_silent_or_fails_is_told() -> None:
+    laser = {"name": "laser", "waiting": 0}
+    for status, expected in (
+        (outputs(outputs=[laser]), set()),
+        (outputs(outputs=[laser | {"error": "no such port"}]), {("output_unusable", "laser")}),
+        (outputs(outputs=[laser | {"failing": True}]), {("trigger_failed", "laser")}),
+        (outputs(said_ns=-2 * 10**9, outputs=[laser | {"failing": True}]), {("output_silent", "output")}),
+        (system(camera()).model_copy(update={"output": passed_on(None, 5)}), {("output_silent", "output")}),
+    ):
+        watch = Watch(0.0)
+        for second in range(1, 8):
+            watch = hear(status, float(second), watch)
+            _, watch = look(float(second), 3.0, watch)
+        assert raised(watch) == expected
+
+
+def test_triggers_are_seen_wherever_people_look(tmp_path: Path) -> None:
+    """On the metrics, in the status and on the dashboard; and that the output process hangs."""
+    port = free_port()
+    with SimulatedBox() as box:
+        laser = SerialOutput(kind="serial", name="laser", port=box.port, line=1)
+        plain = rig_config(tmp_path / "live", [trigger([laser])], [laser])
+        config = plain.model_copy(update={"monitor": Monitor(metrics_port=port)})
+        with System(config) as running:
+            until(lambda: _answers(port) and scraped(port).get(("mbr_output_up",)) == 1.0)
+            found, families = scraped(port), served(port)
+            well, words = mbr_live("status", running.config_path, "--json"), mbr_live("status", running.config_path)
+            os.kill(running.outputs[0].pid or 0, signal.SIGSTOP)
+            until(lambda: scraped(port).get(("mbr_output_up",)) == 0.0)
+            ill = mbr_live("status", running.config_path)
+            os.kill(running.outputs[0].pid or 0, signal.SIGCONT)
+    assert found["mbr_output_usable", "laser"] == 1.0 and found["mbr_output_waiting", "laser"] == 0.0
+    assert found["mbr_trials_total", "real", "cage/stim"] == found["mbr_trigger_on", "cage/stim"] == 0.0
+    said = SystemStatus.model_validate_json(well.stdout).output
+    assert said is not None and said.up and said.triggers[0].name == "cage/stim"
+    assert (well.returncode, words.returncode, ill.returncode) == (0, 0, 1)
+    assert "triggers: cage/stim (0 trials)" in words.stdout
+    assert "no trigger can fire" in ill.stdout
+    for file in ("mbr-live.json", "alerts.yml"):
+        shown = set(re.findall(r"\bmbr_\w+", (GRAFANA / file).read_text()))
+        assert shown and shown <= families, f"{file}: {shown - families}"
+
+
+def _answers(port: int) -> bool:
+    try:
+        return bool(scraped(port))
+    except OSError:
+        return False
+
+
+def served(port: int) -> set[str]:
+    """The names of all metrics, also of those that have no value yet."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
+        return {line.split()[2] for line in page.read().decode().splitlines() if line.startswith("# TYPE")}

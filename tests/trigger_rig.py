@@ -14,10 +14,9 @@ from live import system_config
 from mbr_live.config import Camera, Config, Simulated
 from mbr_live.processes import Child
 from mbr_live.sinks import LABELS_SUFFIX
-from mbr_live.status import LabelMessage
+from mbr_live.status import LabelMessage, read_output_status
 from mbr_live.trigger_config import AnyOutput, Trigger, Watchdog
 from mbr_live.triggers.log import TRIGGERS_SUFFIX, read_receipts
-from mbr_live.triggers.output import read_output_status
 from mbr_live.wire import StatusPublisher, own_clock
 
 NO_ROW = 9  # in a script: nothing comes for one tick

@@ -18,7 +18,7 @@ from mbr_live.ahead import Ahead
 from mbr_live.bundle import Bundle
 from mbr_live.drift import Drift, Glance, glance_at, reference_of
 from mbr_live.engines.protocol import Engine
-from mbr_live.pipeline import Hindsight, LaneState, Pipeline, Seen, SightState
+from mbr_live.pipeline import Features, Hindsight, LaneState, Pipeline, Seen, SightState
 from mbr_live.sinks import (
     BOUTS_SUFFIX,
     LABELS_SUFFIX,
@@ -147,8 +147,8 @@ def _label(
 ) -> LaneState:
     """Run all frames through the pipeline into the log; the state in the end.
 
-    Decoding, seeing and the networks each have a thread: what one picture shows needs nothing of what the networks
-    say of the one before.
+    Decoding, seeing, the feature network and the rest each have a thread: what one picture shows needs nothing of what
+    is said of the one before.
     """
     state = pipeline.start()
     restarts = list(replayed.restarts)
@@ -163,23 +163,22 @@ def _label(
 
     with (
         closing(Ahead(frames, AHEAD_FRAMES)) as decoded,
-        closing(Ahead(_ticks(decoded, pipeline, replayed, glances=drift is not None), AHEAD_FRAMES)) as ticks,
+        closing(Ahead(_ticks(decoded, pipeline, replayed, glances=drift is not None), AHEAD_FRAMES)) as seen,
+        closing(Ahead(_computed(seen.groups(TOGETHER_FRAMES), pipeline), AHEAD_FRAMES)) as computed,
     ):
-        for group in ticks.groups(TOGETHER_FRAMES):
-            features = iter(pipeline.features([tick.seen for tick in group if tick.seen]))
-            for tick in group:
-                last, origin_ns = tick.index, tick.origin_ns
-                if tick.seen is None:
-                    continue
-                while restarts and tick.index > restarts[0]:
-                    gaps, state = pipeline.gap(name, restarts.pop(0) + 1, origin_ns, state)
-                    write([*hindsight.flush(), *gaps])
-                    state = pipeline.start(state.last_index)
-                decisions, states = label([tick.seen], [next(features)], {name: state})
-                state = states[name]
-                write(decisions)
-                if drift and tick.glance:
-                    drift.see(tick.glance)
+        for tick, features in computed:
+            last, origin_ns = tick.index, tick.origin_ns
+            if tick.seen is None:
+                continue
+            while restarts and tick.index > restarts[0]:
+                gaps, state = pipeline.gap(name, restarts.pop(0) + 1, origin_ns, state)
+                write([*hindsight.flush(), *gaps])
+                state = pipeline.start(state.last_index)
+            decisions, states = label([tick.seen], [features], {name: state})
+            state = states[name]
+            write(decisions)
+            if drift and tick.glance:
+                drift.see(tick.glance)
     gaps, state = pipeline.gap(name, last + 1, origin_ns, state)
     write([*hindsight.flush(), *gaps])
     return state
@@ -209,6 +208,14 @@ def _ticks(frames: Iterable[Frame], pipeline: Pipeline, replayed: Replayed, *, g
             if glances:
                 glance = glance_at(frame.pixels, seen, pipeline.window_px(frame.camera, sight))
         yield _Tick(frame.index, frame.origin_ns, seen, glance)
+
+
+def _computed(groups: Iterable[list[_Tick]], pipeline: Pipeline) -> Iterator[tuple[_Tick, Features | None]]:
+    """Every tick with its features; those of a group are computed in one call."""
+    for group in groups:
+        features = iter(pipeline.features([tick.seen for tick in group if tick.seen]))
+        for tick in group:
+            yield tick, next(features) if tick.seen else None
 
 
 def _frames(job: Job, progress: Progress) -> Iterator[Frame]:

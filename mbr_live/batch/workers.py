@@ -35,9 +35,9 @@ class Labeller:
     replayed: Replayed | None = None
     window_px: int | None = None
 
-    def engine(self) -> Engine:
-        """What computes the networks; one per process."""
-        return open_engine(self.bundle, self.wish, recorded=self.recorded)
+    def engine(self, processes: int = 1) -> Engine:
+        """What computes the networks of one of so many processes."""
+        return open_engine(self.bundle, self.wish, recorded=self.recorded, processes=processes)
 
     def label(self, engine: Engine, number: int, job: Job, told: Told) -> RunManifest:
         """Label one recording; MbrError when it cannot be read to its end."""
@@ -83,7 +83,7 @@ def _in_processes(
     try:
         for _ in range(at_once):
             here, there = context.Pipe()
-            process = context.Process(target=_work, args=(labeller, there), daemon=True)
+            process = context.Process(target=_work, args=(labeller, at_once, there), daemon=True)
             process.start()
             processes.append(process)
             there.close()  # so that the end of the process is the end of what can be received
@@ -135,11 +135,11 @@ def _killed(job: Job) -> MbrError:
     )
 
 
-def _work(labeller: Labeller, connection: Connection) -> None:
-    """The life of a process: job after job, until there are no more or nobody listens any longer."""
+def _work(labeller: Labeller, processes: int, connection: Connection) -> None:
+    """The life of one of so many processes: job after job, until there are no more or nobody listens any longer."""
     cv2.setNumThreads(1)
     try:
-        engine = labeller.engine()
+        engine = labeller.engine(processes)
         while True:
             number, job = connection.recv()
             connection.send(_outcome(labeller, engine, number, job, lambda *far: connection.send(far)))

@@ -31,7 +31,7 @@ from mbr_live.types import DEFAULT_ENGINE, EngineKind, EngineWish, MbrError
 LANES = 8  # that are given at once when engines are timed
 WORTH_IT = 1.1  # times the speed of float32, for which its exactness is given up
 
-_THREADS = (1, 2, 4)
+_THREADS = (1, 2, 4, 8)
 _BATCHES = (1, LANES)
 _ROUNDS = 3
 _ROUND_S = 0.15
@@ -69,8 +69,8 @@ class Choice(_Record):
     why: str
 
 
-def open_engine(bundle: Bundle, wish: EngineWish, *, recorded: EngineKind | None = None) -> Engine:
-    """The engine that was asked for, on one thread; for `auto`, the best of this machine, on as many as it found best.
+def open_engine(bundle: Bundle, wish: EngineWish, *, recorded: EngineKind | None = None, processes: int = 1) -> Engine:
+    """The engine that was asked for, or, for `auto`, the best of this machine; `processes` of them share its cores.
 
     `recorded` is what the session that goes on was labelled with; MbrError where another one is named.
     """
@@ -80,13 +80,21 @@ def open_engine(bundle: Bundle, wish: EngineWish, *, recorded: EngineKind | None
                 f"engine {wish}: the labels that are there were made with {recorded}, and others would not be the "
                 f'same. Use --engine {recorded} (engine = "{recorded}" in a configuration), or another folder.'
             )
-        return engine_of(bundle, wish)
+        return engine_of(bundle, wish, threads=_share(processes))
     best = fastest(choose(bundle).measured, recorded)
-    return engine_of(bundle, best.kind, threads=best.threads, batch=best.batch)
+    return engine_of(bundle, best.kind, threads=min(best.threads, _share(processes)), batch=best.batch)
+
+
+def _share(processes: int) -> int:
+    """Threads for one of so many processes; more than there are lanes at a time have nothing to do."""
+    return min(max(1, cores() // processes), LANES)
 
 
 def engine_of(bundle: Bundle, kind: EngineKind, *, threads: int = 1, batch: int = 1) -> Engine:
-    """An engine by its kind. MbrError where the machine, the bundle or the installation does not have it."""
+    """An engine by its kind; torch and the GPU take no `threads`.
+
+    Raises MbrError where the machine, the bundle or the installation does not have it.
+    """
     if kind.startswith("tensorrt-"):
         return _gpu_engine(bundle, kind, threads, batch)
     if kind != "torch":
@@ -95,7 +103,7 @@ def engine_of(bundle: Bundle, kind: EngineKind, *, threads: int = 1, batch: int 
         from mbr_live.engines.torch_engine import TorchEngine
     except ModuleNotFoundError as error:
         raise MbrError(f"engine torch: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
-    return TorchEngine(bundle, threads=threads)
+    return TorchEngine(bundle)
 
 
 def open_live_engine(
@@ -186,7 +194,7 @@ def measure(bundle: Bundle) -> Choice:
 
 
 def candidates(bundle: Bundle) -> Iterator[tuple[Precision, int, int]]:
-    """Precision, threads and batch of what may be tried. One core is left to whoever delivers the frames."""
+    """Precision, threads and batch of what may be tried."""
     manifest = bundle.manifest
     if not manifest.feature_dim:
         yield "f32", 1, 1
@@ -197,7 +205,7 @@ def candidates(bundle: Bundle) -> Iterator[tuple[Precision, int, int]]:
     for precision in precisions:
         for threads in _THREADS:
             for batch in _BATCHES:
-                if threads == 1 or threads < cores():
+                if threads <= cores():
                     yield precision, threads, batch
 
 

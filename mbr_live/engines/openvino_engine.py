@@ -3,11 +3,15 @@
 Only the feature network has a precision; the temporal network stays in float32, since it takes little time and its
 errors would add up in the state. Lanes are computed one by one, or in groups of a fixed size by a graph compiled for
 that size: that the bytes of both are the same is not promised by OpenVINO, so it is tried when the engine is opened.
+
+Threads take different lanes: two threads on one lane wait for each other, and more so when a core has other work.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from itertools import cycle
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -42,7 +46,7 @@ _RUNS_IN: dict[Precision, frozenset[str]] = {
 
 
 class OpenVinoEngine:
-    """A bundle on the CPU, on `threads` threads, `batch` lanes at a time where there are as many.
+    """A bundle on the CPU, `batch` lanes at a time where there are as many, on up to `threads` threads.
 
     Raises MbrError where the graphs do not fit the manifest, or the CPU or the bundle does not have the precision.
     """
@@ -55,8 +59,8 @@ class OpenVinoEngine:
             raise MbrError(f"Bundle {bundle.path} has no feature network that could run in {precision}: openvino-f32.")
         self._bundle, self._precision = bundle, precision
         self._features = _Features(bundle, precision, threads, batch) if manifest.feature_dim else None
-        self._step = _Graph(bundle, TEMPORAL, *temporal_ports(bundle), threads) if manifest.causal else None
-        self._sequence = None if manifest.causal else _SequenceGraph(bundle, threads)
+        self._step = _Graph(bundle, TEMPORAL, *temporal_ports(bundle)) if manifest.causal else None
+        self._sequence = None if manifest.causal else _SequenceGraph(bundle)
 
     @property
     def name(self) -> str:
@@ -98,37 +102,76 @@ def has_bf16() -> bool:
     return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-class _Graph:
-    """One graph compiled for fixed inputs and outputs, whose buffers its calls reuse."""
+class _Call:
+    """One call of a graph that may be on its way, and its buffers."""
 
-    def __init__(
-        self, bundle: Bundle, file: str, inputs: Ports, outputs: Ports, threads: int, hint: str = "f32"
-    ) -> None:
-        self._subject, self._ports = f"Bundle {bundle.path}: {file}", inputs
-        self._request = _compiled(bundle, file, inputs, outputs, threads, hint)
-        self._inputs = [self._bind(name, *port) for name, port in inputs.items()]
-        self._outputs = [self._bind(name, *port) for name, port in outputs.items()]
+    def __init__(self, request: ov.InferRequest, inputs: Ports, outputs: Ports) -> None:
+        self._request = request
+        self.inputs = [self._bind(name, *port) for name, port in inputs.items()]
+        self.outputs = [self._bind(name, *port) for name, port in outputs.items()]
+        self._results: list[NDArray[Any]] | None = None  # where the outputs of the call on its way belong
 
     def _bind(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
         buffer = np.zeros(shape, dtype)
         self._request.set_tensor(name, ov.Tensor(buffer, shared_memory=True))
         return buffer
 
+    def run(self, arrays: Sequence[NDArray[Any]], results: list[NDArray[Any]]) -> None:
+        """From arrays into results, in this thread."""
+        self._fill(arrays)
+        self._request.infer()
+        self._take(results)
+
+    def start(self, arrays: Sequence[NDArray[Any]], results: list[NDArray[Any]]) -> None:
+        """The same in another thread; the results are there after the next `finish`, with which this begins."""
+        self.finish()
+        self._fill(arrays)
+        self._request.start_async()
+        self._results = results
+
+    def finish(self) -> None:
+        """Wait for the call that is on its way, if one is."""
+        if self._results is not None:
+            results, self._results = self._results, None
+            self._request.wait()
+            self._take(results)
+
+    def _fill(self, arrays: Sequence[NDArray[Any]]) -> None:
+        for array, buffer in zip(arrays, self.inputs, strict=True):
+            buffer[:] = array
+
+    def _take(self, results: list[NDArray[Any]]) -> None:
+        for result, buffer in zip(results, self.outputs, strict=True):
+            result[:] = buffer
+
+
+class _Graph:
+    """One graph compiled for fixed inputs and outputs; `threads` calls of it can be on their way at the same time."""
+
+    def __init__(
+        self, bundle: Bundle, file: str, inputs: Ports, outputs: Ports, threads: int = 1, hint: str = "f32"
+    ) -> None:
+        self._subject, self._ports = f"Bundle {bundle.path}: {file}", inputs
+        self._model = _compiled(bundle, file, inputs, outputs, threads, hint)
+        self._calls = [_Call(self._model.create_infer_request(), inputs, outputs) for _ in range(threads)]
+        self._at_once = len(self._calls[0].inputs[0])
+
     def per_lane(self, *arrays: NDArray[Any]) -> list[NDArray[Any]]:
         """Arrays [B, ...] in, fresh arrays [B, ...] out; as many lanes at once as the graph takes, which divides B."""
-        lanes, at_once = check_lanes(self._subject, arrays, self._ports), len(self._inputs[0])
-        results = [np.empty((lanes, *buffer.shape[1:]), buffer.dtype) for buffer in self._outputs]
-        for lane in range(0, lanes, at_once):
-            for array, buffer in zip(arrays, self._inputs, strict=True):
-                buffer[:] = array[lane : lane + at_once]
-            self._request.infer()
-            for result, buffer in zip(results, self._outputs, strict=True):
-                result[lane : lane + at_once] = buffer
+        lanes = check_lanes(self._subject, arrays, self._ports)
+        results = [np.empty((lanes, *buffer.shape[1:]), buffer.dtype) for buffer in self._calls[0].outputs]
+        groups = [slice(lane, lane + self._at_once) for lane in range(0, lanes, self._at_once)]
+        alone = len(groups) == 1 or len(self._calls) == 1
+        for group, call in zip(groups, cycle(self._calls)):
+            work = call.run if alone else call.start  # handing work to a thread costs more than one lane gains
+            work([array[group] for array in arrays], [result[group] for result in results])
+        for call in self._calls:
+            call.finish()
         return results
 
     def precisions(self) -> Counter[str]:
         """Precisions in which the compiled convolutions run."""
-        reports = [each.get_rt_info() for each in self._request.get_compiled_model().get_runtime_model().get_ops()]
+        reports = [each.get_rt_info() for each in self._model.get_runtime_model().get_ops()]
         return Counter(
             report["runtimePrecision"].astype(str)
             for report in reports
@@ -197,12 +240,12 @@ def _feature_file(bundle: Bundle, precision: Precision) -> tuple[str, str]:
 class _SequenceGraph:
     """The temporal network of a bundle that looks ahead, for stretches of any length."""
 
-    def __init__(self, bundle: Bundle, threads: int) -> None:
+    def __init__(self, bundle: Bundle) -> None:
         manifest = bundle.manifest
         self._subject = f"Bundle {bundle.path}: {TEMPORAL}"
         self._input_dim, self._behaviours = manifest.input_dim, len(manifest.behaviours)
         self._receptive_field_frames = manifest.receptive_field_frames
-        self._request = _compiled(bundle, TEMPORAL, *temporal_ports(bundle), threads, "f32")
+        self._request = _compiled(bundle, TEMPORAL, *temporal_ports(bundle), 1, "f32").create_infer_request()
 
     def whole(self, features: Floats) -> Floats:
         """Features [T, D + M] -> logits [T, K]."""
@@ -218,12 +261,12 @@ class _SequenceGraph:
         return logits
 
 
-def _compiled(bundle: Bundle, file: str, inputs: Ports, outputs: Ports, threads: int, hint: str) -> ov.InferRequest:
-    """A graph whose ports are as the manifest says, ready to run."""
+def _compiled(bundle: Bundle, file: str, inputs: Ports, outputs: Ports, threads: int, hint: str) -> ov.CompiledModel:
+    """A graph whose ports are as the manifest says, ready for `threads` calls at a time, of one thread each."""
     subject = f"Bundle {bundle.path}: {file}"
     model = _read_model(bundle.read(file), subject)
     _check_ports(model, inputs, outputs, subject)
-    return ov.Core().compile_model(model, "CPU", _settings(threads, hint)).create_infer_request()
+    return ov.Core().compile_model(model, "CPU", _settings(threads, hint))
 
 
 def _settings(threads: int, hint: str) -> dict[str, Any]:
@@ -232,7 +275,7 @@ def _settings(threads: int, hint: str) -> dict[str, Any]:
         "INFERENCE_PRECISION_HINT": hint,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
+        "NUM_STREAMS": threads,
         "ENABLE_CPU_PINNING": False,
         # Its fusing of small operations gains nothing here, and with one thread it crashes (2026.4) on attention.
         "SNIPPETS_MODE": "DISABLE",

@@ -16,6 +16,7 @@ from mbr_live.bundle import Bundle, Manifest
 from mbr_live.engines.protocol import Crops, Engine, Floats
 from mbr_live.simulation.camera import Simulation
 from mbr_live.stages.locate import crop
+from mbr_live.types import CROP_PX
 
 PROBE_WINDOW_PX = 140
 _PROBE_SCENES = ("box", "clutter", "dark")
@@ -101,6 +102,14 @@ def limits(bundle: Bundle, precision: str, *, gpu: bool = False) -> Parity:
 def passes(found: Parity, allowed: Parity) -> bool:
     """Whether the differences are within the limits; NaN is not."""
     return found.feature_error <= allowed.feature_error and found.probability_error <= allowed.probability_error
+
+
+def one_frame(engine: Engine, manifest: Manifest) -> None:
+    """All that an engine computes for a live frame, of a blank one."""
+    given = np.zeros((1, manifest.input_dim), np.float32)
+    if manifest.feature_dim:
+        given[:, : manifest.feature_dim] = engine.features(np.zeros((1, CROP_PX, CROP_PX, 3), np.uint8))
+    engine.step(given, np.zeros((1, manifest.state_size), np.float32))
 
 
 def timed_s(work: Callable[[], object], at_least_s: float, at_least: int = 3) -> list[float]:

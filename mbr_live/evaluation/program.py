@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from mbr_live.evaluation.metrics import Evaluation
 from mbr_live.evaluation.report import render
 from mbr_live.sinks import write_atomically
 from mbr_live.types import MbrError
+
+ALL = "all"
+"""Instead of a split: every recording, for a truth of recordings that no model has been trained on."""
 
 
 def evaluate_program(
@@ -32,6 +36,7 @@ def evaluate_program(
     Console().print(_table(evaluation))
     if evaluation.lookahead:
         Console().print(_lookahead_table(evaluation))
+    print(_scored(dataset, split))
     print(f"{out / 'report.html'} and {out / 'metrics.json'}")
 
 
@@ -78,13 +83,13 @@ def _folders(labels: Sequence[Path], names: Sequence[str]) -> list[LabelFolder]:
 
 
 def truths(dataset: datasets.Dataset, split: str, cache: Path | None = None) -> list[Truth]:
-    """The marked recordings of a split; simulated ones are rendered into `cache` if they are not there."""
-    specs = [spec for spec in dataset.all_recordings() if spec.split == split]
+    """The marked recordings of a split, or of all; simulated ones are rendered into `cache` if they are not there."""
+    specs = [spec for spec in dataset.all_recordings() if split in (spec.split, ALL)]
     if not specs:
         splits = ", ".join(sorted({str(spec.split) for spec in dataset.all_recordings()}))
         raise MbrError(
             f"Dataset {dataset.name}: found no recording of split {split}; it has {splits}. "
-            "Name one of these with --split."
+            f"Name one of these, or {ALL}, with --split."
         )
     by_log_name(specs)  # refuses two recordings of one log
     return [truth_of(spec, dataset, cache) for spec in specs]
@@ -107,6 +112,16 @@ def truth_of(spec: RecordingSpec, dataset: datasets.Dataset, cache: Path | None 
 def default_split(dataset: datasets.Dataset) -> str:
     """What has not been trained on: the test recordings; where there are none, those of validation."""
     return "test" if any(spec.split == "test" for spec in dataset.all_recordings()) else "validation"
+
+
+def _scored(dataset: datasets.Dataset, split: str) -> str:
+    """What the figures are of, and what was left out."""
+    counts = Counter(str(spec.split) for spec in dataset.all_recordings())
+    if split == ALL:
+        return f"scored: all recordings, {counts.total()}"
+    others = ", ".join(f"{count} of {name}" for name, count in sorted(counts.items()) if name != split)
+    left_out = f"; not scored: {others} (--split)" if others else ""
+    return f"scored: recordings of {split}, {counts[split]}{left_out}"
 
 
 def _lookahead_table(evaluation: Evaluation) -> Table:

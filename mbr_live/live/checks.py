@@ -12,13 +12,16 @@ import os
 import shutil
 import socket
 import stat
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -27,15 +30,19 @@ from mbr_live.cameras.calibration import load_calibration, load_reference
 from mbr_live.cameras.live_camera import LiveCamera
 from mbr_live.cameras.log import CameraLog
 from mbr_live.config import Camera, Config, NetworkCamera
+from mbr_live.engines.choice import kind_of, open_engine
+from mbr_live.engines.parity import one_frame, timed_s
 from mbr_live.keys import load_keys
+from mbr_live.sinks import RUN_SUFFIX, read_run
 from mbr_live.triggers.output import check_outputs
-from mbr_live.types import RATE_FPS, MbrError
+from mbr_live.types import RATE_FPS, EngineKind, MbrError
 from mbr_live.video.sources import JOURNAL_SUFFIX
 from mbr_live.wire import FrameReceiver, StatusPublisher
 
 LEAST_FREE_MB, FEW_FREE_MB = 100.0, 5000.0
 SLOW_DISK_MB_PER_S = 20.0
 _SPEED_PROBE_MB = 16
+_ENGINE_PROBE_S = 0.2
 _TIME_ERROR = 5  # of adjtimex(2): nobody sets the clock
 
 Level = Literal["ok", "warning", "error"]
@@ -53,6 +60,7 @@ class Finding:
 def start_checks(config: Config) -> Iterator[Finding]:
     """What `run` looks at before it starts, and `doctor` too."""
     yield from _bundle(config)
+    yield from _engine(config)
     yield from _folder(config)
     yield from _ports(config)
     yield from _monitor(config)
@@ -71,6 +79,7 @@ def refuse_errors(findings: Iterable[Finding]) -> None:
 def doctor_checks(config: Config, watch_s: float) -> Iterator[Finding]:
     """All checks. Cameras are watched for `watch_s` seconds, to see their true frame rate."""
     yield from _bundle(config)
+    yield from _engine(config)
     yield from _folder(config)
     yield from _disk_speed(config.out)
     yield from _ports(config)
@@ -90,6 +99,51 @@ def _bundle(config: Config) -> Iterator[Finding]:
         yield Finding("error", "bundle", str(error))
     else:
         yield Finding("ok", "bundle", f"{bundle.manifest.name}, {bundle.sha256[:12]}")
+
+
+def recorded_engine(config: Config) -> EngineKind | None:
+    """The engine of the labels that are there and will be gone on with; None where there are none."""
+    runs = [config.out / f"{camera.name}{RUN_SUFFIX}" for camera in config.camera]
+    kinds = {path: kind_of(read_run(path).engine) for path in runs if path.exists()}
+    if len(set(kinds.values())) > 1:
+        raise MbrError(
+            f"{config.out}: its sessions were labelled with several engines "
+            f"({', '.join(f'{path.name}: {kind}' for path, kind in kinds.items())}), and one process has one. "
+            "Give another folder."
+        )
+    return next(iter(kinds.values()), None)
+
+
+def _engine(config: Config) -> Iterator[Finding]:
+    """Whether the engine that will serve can be opened, and how long it takes for a frame: in a process of its own, so
+    that a runtime that crashes is told like any other trouble, and none stays in the supervisor.
+    """
+    try:
+        check_live(load_bundle(config.bundle))
+    except MbrError:
+        return  # `bundle` has said so
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        try:
+            yield pool.submit(_opened_engine, config).result()
+        except BrokenProcessPool:
+            text = f"engine {config.engine}: the process that opened it crashed. Use another: mbr-live engine check."
+            yield Finding("error", "engine", text)
+
+
+def _opened_engine(config: Config) -> Finding:
+    bundle = load_bundle(config.bundle)
+    try:
+        engine = open_engine(bundle, config.engine, recorded=recorded_engine(config))
+    except MbrError as error:
+        # A session of the GPU's can begin on the CPU, but not go on there.
+        begins = config.engine.startswith("tensorrt-") and not _goes_on(config)
+        return Finding("warning" if begins else "error", "engine", str(error))
+    times_ms = [1000 * seconds for seconds in timed_s(lambda: one_frame(engine, bundle.manifest), _ENGINE_PROBE_S)]
+    return Finding("ok", "engine", f"{engine.name}, {statistics.median(times_ms):.1f} ms a frame")
+
+
+def _goes_on(config: Config) -> bool:
+    return any((config.out / f"{camera.name}{RUN_SUFFIX}").exists() for camera in config.camera)
 
 
 def _folder(config: Config) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from mbr_live.keys import load_keys
 from mbr_live.live.checks import refuse_errors, start_checks
 from mbr_live.processes import RESTARTS_PER_MINUTE, Child, Stop, stop_all, stop_signal
 from mbr_live.sinks import LABELS_SUFFIX
-from mbr_live.triggers.output import STATUS_FILE, read_output_status
+from mbr_live.status import OUTPUT_STATUS_FILE, read_output_status
 from mbr_live.triggers.rules import trigger_rules
 from mbr_live.types import MbrError
 from mbr_live.video.sources import VideoFile
@@ -101,14 +101,14 @@ class System:
         stop_all(self.outputs, STOP_WITHIN_S)
 
     def _start_output(self, child: Child) -> None:
-        (self.config.out / STATUS_FILE).unlink(missing_ok=True)  # an output that cannot be reached is an error now
+        (self.config.out / OUTPUT_STATUS_FILE).unlink(
+            missing_ok=True
+        )  # an output that cannot be reached is an error now
         child.start()
         deadline_s = time.monotonic() + READY_WITHIN_S
         while time.monotonic() < deadline_s:
             if child.exit_code is not None:
-                # Libraries of some media talk too; what the process itself says comes last, after its name.
-                words = child.last_words().rpartition("mbr-live: ")[2]
-                raise MbrError(words or "the output process ended at once without a word.")
+                raise MbrError(child.last_words() or "the output process ended at once without a word.")
             status = read_output_status(self.config.out)
             if status is not None and status.pid == child.pid:
                 return

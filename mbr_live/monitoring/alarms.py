@@ -11,19 +11,14 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from mbr_live.status import CameraStatus, SystemStatus
+from mbr_live.status import CameraStatus, OutputStatus, SystemStatus
 
 SILENT_AFTER_S = 5.0  # inference speaks once a second
 
 Kind = Literal[
-    "inference_silent",
-    "camera_silent",
-    "nothing_classified",
-    "frames_dropped",
-    "recording_stopped",
-    "labels_waiting",
-    "camera_unwell",
-]
+    "inference_silent", "camera_silent", "nothing_classified", "frames_dropped", "recording_stopped", "labels_waiting",
+    "camera_unwell", "output_silent", "output_unusable", "trigger_failed",
+]  # fmt: skip
 _TEXTS: dict[Kind, str] = {
     "inference_silent": "inference says nothing: it died, hangs, or cannot be reached",
     "camera_silent": "no frames come from the camera",
@@ -32,6 +27,9 @@ _TEXTS: dict[Kind, str] = {
     "recording_stopped": "pictures are not recorded, for lack of room on the disk; labels go on",
     "labels_waiting": "the disk takes no labels: they wait in memory, at most ten minutes of them, and triggers rest",
     "camera_unwell": "the picture shows nothing, is blurred or slow, or the camera was moved: see the status",
+    "output_silent": "the output process says nothing: no trigger can fire",
+    "output_unusable": "the output cannot be reached: what it is told waits or fails",
+    "trigger_failed": "an edge could not be delivered: see the receipts",
 }
 
 
@@ -41,7 +39,7 @@ class Alarm(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Kind
-    subject: str  # a camera, or "inference"
+    subject: str  # a camera, an output, or "inference" or "output" for a process
     raised: bool
     lasted_s: float  # how long it has been so, or was so
     text: str
@@ -74,7 +72,8 @@ def hear(system: SystemStatus, now_s: float, watch: Watch) -> Watch:
     """Take a status of inference."""
     before = {camera.name: camera for camera in watch.system.cameras} if watch.system else {}
     holding = {(kind, each.name) for each in system.cameras for kind in _conditions(before.get(each.name), each)}
-    return replace(watch, heard_s=now_s, system=system, holding=frozenset(holding))
+    outputs = frozenset(_output_conditions(system.output) if system.output else ())
+    return replace(watch, heard_s=now_s, system=system, holding=frozenset(holding) | outputs)
 
 
 def look(now_s: float, after_s: float, watch: Watch) -> tuple[list[Alarm], Watch]:
@@ -123,6 +122,17 @@ def _conditions(before: CameraStatus | None, now: CameraStatus) -> Iterator[Kind
     classified, rows = (_grown(before, now, *names) for names in (("ok", "warmup"), tuple(now.rows)))
     if now.state == "live" and rows and not classified:
         yield "nothing_classified"
+
+
+def _output_conditions(output: OutputStatus) -> Iterator[_Condition]:
+    if not output.up:
+        yield "output_silent", "output"
+        return
+    for each in output.outputs:
+        if each.error:
+            yield "output_unusable", each.name
+        if each.failing:
+            yield "trigger_failed", each.name
 
 
 def _grown(before: CameraStatus, now: CameraStatus, *statuses: str) -> int:

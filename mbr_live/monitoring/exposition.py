@@ -8,7 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from mbr_live.status import CameraStatus, SystemStatus
+from mbr_live.status import CameraStatus, OutputStatus, SystemStatus
 
 
 class SystemMetrics(Collector):
@@ -38,6 +38,8 @@ def metrics(system: SystemStatus | None, alarms: Collection[tuple[str, str]]) ->
         refused.add_metric([reason], count)
     yield refused
     yield from _of_cameras(system.cameras)
+    if system.output is not None:
+        yield from _of_triggers(system.output)
 
 
 def _of_cameras(cameras: list[CameraStatus]) -> Iterator[Metric]:
@@ -70,3 +72,25 @@ def _of_cameras(cameras: list[CameraStatus]) -> Iterator[Metric]:
         for quantile, value_ms in camera.latency.items():
             latency.add_metric([camera.name, quantile.removesuffix("_ms")], value_ms / 1000)
     yield from (up, fps, rows, drops, unrecorded, unwritten, source_fps, outages, unwell, latency)
+
+
+def _of_triggers(output: OutputStatus) -> Iterator[Metric]:
+    yield GaugeMetricFamily("mbr_output_up", "1 while the output process speaks.", value=float(output.up))
+    on = GaugeMetricFamily("mbr_trigger_on", "1 while a trial is on, shams included.", labels=["trigger"])
+    trials = CounterMetricFamily("mbr_trials", "Trials of the session.", labels=["trigger", "kind"])
+    skipped = CounterMetricFamily("mbr_trials_skipped", "Trials that were not begun.", labels=["reason"])
+    usable = GaugeMetricFamily("mbr_output_usable", "1 while the output can be reached.", labels=["output"])
+    waiting = GaugeMetricFamily("mbr_output_waiting", "Messages that it has not taken.", labels=["output"])
+    edges = CounterMetricFamily("mbr_output_edges", "What became of edges.", labels=["output", "outcome"])
+    for trigger in output.triggers:
+        on.add_metric([trigger.name], float(trigger.on))
+        trials.add_metric([trigger.name, "sham"], trigger.shams)
+        trials.add_metric([trigger.name, "dry run" if trigger.dry_run else "real"], trigger.trials - trigger.shams)
+    for reason, count in output.skipped.items():
+        skipped.add_metric([reason], count)
+    for each in output.outputs:
+        usable.add_metric([each.name], float(output.up and not each.error))
+        waiting.add_metric([each.name], each.waiting)
+        for outcome, count in each.delivered.items():
+            edges.add_metric([each.name, outcome], count)
+    yield from (on, trials, skipped, usable, waiting, edges)

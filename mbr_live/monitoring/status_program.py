@@ -17,7 +17,7 @@ WITHIN_S = 3.0  # inference speaks once a second
 
 
 def status_program(config: Config, *, as_json: bool) -> int:
-    """Print the next status of inference; 0: all cameras are live or came to their end, 1: not all.
+    """Print the next status of inference; 0: all cameras are live or came to their end, and triggers can fire; else 1.
 
     Raises MbrError where nothing is heard.
     """
@@ -34,7 +34,8 @@ def status_program(config: Config, *, as_json: bool) -> int:
         dashboard = Dashboard()
         dashboard.take(system, 0.0)
         print("\n".join(plain_lines(dashboard, 0.0)))
-    return int(any(camera.state not in ("live", "ended") for camera in system.cameras))
+    well = all(camera.state in ("live", "ended") for camera in system.cameras)
+    return int(not well or (system.output is not None and not system.output.up))
 
 
 def _heard(subscriber: StatusSubscriber) -> SystemStatus | None:

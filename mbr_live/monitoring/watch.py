@@ -13,9 +13,9 @@ from rich.live import Live
 
 from mbr_live.keys import Keys
 from mbr_live.monitoring.watch_state import BoutEvent, Watched, WatchedCamera
-from mbr_live.monitoring.watch_view import (
+from mbr_live.monitoring.watch_view import View
+from mbr_live.monitoring.watch_words import (
     WHY_UNKNOWN,
-    View,
     clock,
     figures_of,
     is_current,
@@ -23,6 +23,7 @@ from mbr_live.monitoring.watch_view import (
     number,
     printable,
     state_of,
+    triggers_of,
     troubles,
     where,
 )
@@ -135,7 +136,9 @@ def plain_lines(dashboard: Dashboard, now_s: float) -> list[str]:
     """What is wrong, if anything, and one line per camera."""
     watched = dashboard.watched
     cameras = [_camera_line(camera, watched, now_s) for camera in watched.cameras.values()]
-    return [*(text.plain for text in troubles(watched, now_s)), *cameras]
+    triggers = ", ".join(text.plain for text in triggers_of(watched))
+    said = [f"triggers: {triggers}"] if triggers else []
+    return [*(text.plain for text in troubles(watched, now_s)), *cameras, *said]
 
 
 def _camera_line(camera: WatchedCamera, watched: Watched, now_s: float) -> str:

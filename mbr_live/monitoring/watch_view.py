@@ -5,7 +5,6 @@ The richest of three forms that the terminal has room for: a box per camera, a s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.cells import cell_len
@@ -15,36 +14,28 @@ from rich.text import Text
 from mbr_live import __version__
 from mbr_live.monitoring.ethogram import GLYPHS, Mark, Run, axis, bar, braille_dots, braille_strip, span_ticks, strip
 from mbr_live.monitoring.watch_state import Watched, WatchedCamera
-from mbr_live.types import RATE_FPS, Status
+from mbr_live.monitoring.watch_words import (
+    ALARM,
+    GREY,
+    MAX_NAME,
+    clock,
+    count,
+    figures_of,
+    is_current,
+    lasted,
+    number,
+    printable,
+    state_of,
+    triggers_of,
+    troubles,
+    where,
+)
+from mbr_live.types import RATE_FPS
 
-SILENT_AFTER_S = 3.0  # inference speaks every second
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2")
 """One per behaviour: the palette of Okabe and Ito (2008), less what is invisible on black or white, or means alarm."""
 
-_GREY, _ALARM, _GOOD = "#808080", "bold #D55E00", "bold #009E73"
-STATUS_WORDS: dict[str, str] = {
-    Status.OK: "ok",
-    Status.WARMUP: "warm-up",
-    Status.GAP: "gap",
-    Status.LOST: "not found",
-    Status.BLIND: "dark or frozen",
-}
-WHY_UNKNOWN: dict[str, str] = {
-    Status.WARMUP: "warming up, no label yet",
-    Status.GAP: "no frame came",
-    Status.LOST: "animal not found",
-    Status.BLIND: "picture dark or frozen",
-    "missed": "messages missed here",
-}
-DROP_WORDS: dict[str, str] = {
-    "dropped_queue_full": "queue full",
-    "dropped_on_purpose": "on purpose",
-    "no_frame": "no frame",
-    "jump": "jump in time",
-    "size": "wrong size",
-}
 _MIN_WIDTH = 72  # of one camera where two stand side by side
-_MAX_NAME = 20
 _COLUMNS = " {:>5} {:>6} {:>5}"  # fps, latency and losses, behind a camera's single line
 _BAR_CELLS, _MARK_CELLS, _VALUE_CELLS = 8, 9, 4
 
@@ -93,14 +84,14 @@ def _body(
     lines = []
     for start in range(0, len(blocks), columns):
         row = blocks[start : start + columns]
-        for number in range(max(map(len, row))):
-            parts = [block[number] if number < len(block) else Text() for block in row]
+        for line in range(max(map(len, row))):
+            parts = [block[line] if line < len(block) else Text() for block in row]
             lines.append(Text("  ").join(_fitted(part, each) for part in parts))
     if blocks and form is not _box:
         before, cells = _line_cells(each) if form is _line else _row_cells(watched.behaviours, each)
         after = _COLUMNS.format("fps", "p99 ms", "lost") if form is _line else ""
         one = " " * before + axis(cells, _cell_s(watched, cells)) + after
-        lines.append(Text("  ".join([one] * min(columns, len(blocks))), _GREY))
+        lines.append(Text("  ".join([one] * min(columns, len(blocks))), GREY))
     return lines
 
 
@@ -111,15 +102,15 @@ def _box(camera: WatchedCamera, watched: Watched, now_s: float, width: int) -> l
     """Everything about one camera."""
     names, inner = watched.behaviours, width - 4
     symbol, words, style = state_of(camera, watched, now_s)
-    title = Text.assemble(("╭─ ", _GREY), (printable(camera.name), "bold"), "  ", (f"{symbol} {words}", style), " ")
+    title = Text.assemble(("╭─ ", GREY), (printable(camera.name), "bold"), "  ", (f"{symbol} {words}", style), " ")
     title = _fitted(title, width - 2, "─")
-    title.append(" ╮" if title.plain[-1] == "…" else "─╮", _GREY)
+    title.append(" ╮" if title.plain[-1] == "…" else "─╮", GREY)
     before, cells = _row_cells(names, inner)
-    below = _fitted(Text(where(camera), _GREY), before)
-    below.append(axis(cells, _cell_s(watched, cells)), _GREY)
+    below = _fitted(Text(where(camera), GREY), before)
+    below.append(axis(cells, _cell_s(watched, cells)), GREY)
     lines = [*_rows(camera, watched, now_s, inner), below, *_flow(figures_of(camera), inner)]
-    framed = [Text.assemble(("│ ", _GREY), _fitted(line, inner), (" │", _GREY)) for line in lines]
-    return [title, *framed, Text("╰" + "─" * (width - 2) + "╯", _GREY)]
+    framed = [Text.assemble(("│ ", GREY), _fitted(line, inner), (" │", GREY)) for line in lines]
+    return [title, *framed, Text("╰" + "─" * (width - 2) + "╯", GREY)]
 
 
 def _block(camera: WatchedCamera, watched: Watched, now_s: float, width: int) -> list[Text]:
@@ -128,7 +119,7 @@ def _block(camera: WatchedCamera, watched: Watched, now_s: float, width: int) ->
     title = Text.assemble((f"{symbol} ", style), (printable(camera.name), "bold"), " ", (words, style), " ")
     for figure in figures_of(camera):
         if title.cell_len + figure.cell_len + 3 <= width:
-            title.append("· ", _GREY).append_text(figure).append(" ")
+            title.append("· ", GREY).append_text(figure).append(" ")
     return [_fitted(title, width, "─"), *_rows(camera, watched, now_s, width)]
 
 
@@ -151,7 +142,7 @@ def _line(camera: WatchedCamera, watched: Watched, now_s: float, width: int) -> 
         drops = sum(camera.figures.drops.values())
     text.append(_COLUMNS.format(number(fps, 1), number(latency), count(drops)))
     if drops:
-        text.stylize(_ALARM, len(text) - 5)
+        text.stylize(ALARM, len(text) - 5)
     return [text]
 
 
@@ -179,18 +170,18 @@ def _rows(camera: WatchedCamera, watched: Watched, now_s: float, width: int) -> 
 def _mark(label: int | None, lasted_frames: int) -> Text:
     if label == 1:
         return _fitted(Text(f"● {lasted(lasted_frames / RATE_FPS)}", "bold"), _MARK_CELLS)
-    return _fitted(Text("" if label is None else "  no" if label == 0 else "  ?", _GREY), _MARK_CELLS)
+    return _fitted(Text("" if label is None else "  no" if label == 0 else "  ?", GREY), _MARK_CELLS)
 
 
 def _append_runs(text: Text, runs: Iterable[Run]) -> None:
     for glyphs, behaviour in runs:
-        text.append(glyphs, _GREY if behaviour < 0 else _colour(behaviour))
+        text.append(glyphs, GREY if behaviour < 0 else _colour(behaviour))
 
 
 def _row_cells(names: Sequence[str], width: int) -> tuple[int, int]:
     """Cells before the ethogram and of the ethogram, in a row of a box or block."""
     longest = max((cell_len(printable(name)) for name in names), default=0)
-    before = min(longest, _MAX_NAME, width // 5) + 1 + _MARK_CELLS + _BAR_CELLS + 1 + _VALUE_CELLS + 1
+    before = min(longest, MAX_NAME, width // 5) + 1 + _MARK_CELLS + _BAR_CELLS + 1 + _VALUE_CELLS + 1
     return before, width - before
 
 
@@ -215,40 +206,7 @@ def _edge(camera: WatchedCamera, now_s: float) -> int:
     return camera.last_index + max(0, round((now_s - camera.heard_s - 1.0) * RATE_FPS))
 
 
-# ---- words ----------------------------------------------------------------------------------------------------------
-
-
-def state_of(camera: WatchedCamera, watched: Watched, now_s: float) -> tuple[str, str, str]:
-    """Symbol, words and style of what is known about a camera now."""
-    for_s = silent_s(watched, now_s)
-    if for_s > SILENT_AFTER_S:
-        return "✕", f"nothing heard for {lasted(for_s)}", _ALARM
-    quiet_s = None if camera.heard_s is None else now_s - camera.heard_s
-    state = camera.figures.state if camera.figures else "live"
-    if state == "waiting":
-        return "○", "waiting for the first frame", "bold"
-    if state == "ended":
-        return "■", "ended", "bold"
-    if state in ("stale", "live") and camera.figures and camera.figures.lost:
-        return "▲", f"lost · {printable(camera.figures.lost)} · {lasted(camera.figures.lost_for_s)}", _ALARM
-    if state == "stale":
-        return "▲", f"stale · {'a while' if quiet_s is None else lasted(quiet_s)} without a frame", _ALARM
-    why = WHY_UNKNOWN.get(camera.status or "")
-    if why is None:
-        return "●", "live", _GOOD
-    since_s = (camera.last_index - camera.status_since + 1) / RATE_FPS
-    return "●", f"live · {why} ({lasted(since_s)})", "bold" if camera.status == Status.WARMUP else _ALARM
-
-
-def is_current(camera: WatchedCamera, watched: Watched, now_s: float) -> bool:
-    """Whether the newest label still says what is."""
-    live = camera.figures is None or camera.figures.state == "live"
-    return live and camera.status is not None and silent_s(watched, now_s) <= SILENT_AFTER_S
-
-
-def silent_s(watched: Watched, now_s: float) -> float:
-    """Since when inference has said nothing; 0 if it never said anything."""
-    return 0.0 if watched.heard_s is None else now_s - watched.heard_s
+# ---- around the cameras ---------------------------------------------------------------------------------------------
 
 
 def _header(watched: Watched, now_s: float, width: int) -> list[Text]:
@@ -258,58 +216,15 @@ def _header(watched: Watched, now_s: float, width: int) -> list[Text]:
             Text(f"bundle {printable(system.bundle)}"),
             Text(f"engine {printable(system.engine)}"),
             Text(f"up {clock(system.uptime_s)}"),
-            Text(f"labels in {printable(system.out)}", _GREY),
+            Text(f"labels in {printable(system.out)}", GREY),
         ]
-    return [*_flow(fields, width), *_flow(troubles(watched, now_s), width)]
-
-
-def troubles(watched: Watched, now_s: float) -> list[Text]:
-    if watched.heard_s is None:
-        words = ["nothing heard from inference yet"]
-    elif (for_s := silent_s(watched, now_s)) > SILENT_AFTER_S:
-        words = [f"nothing heard from inference for {lasted(for_s)}"]
-    else:
-        words = []
-    refused = watched.system.refused if watched.system else {}
-    words += [f"inference refused {count(n)} {printable(what)}" for what, n in list(refused.items())[:4] if n]
-    if watched.unreadable:
-        words.append(f"{count(watched.unreadable)} status messages could not be read")
-    if watched.unlisted:
-        words.append(f"{count(watched.unlisted)} labels of cameras that are not listed")
-    return [Text(word, _ALARM) for word in words]
-
-
-def figures_of(camera: WatchedCamera) -> list[Text]:
-    figures = camera.figures
-    if figures is None:
-        return [Text("no figures yet", _GREY)]
-    by_status = sorted(list(figures.rows.items())[:8], key=lambda row: row[0] != Status.OK)
-    rows = [f"{count(n)} {printable(STATUS_WORDS.get(status, status))}" for status, n in by_status if n]
-    drops = [f"{count(n)} {printable(DROP_WORDS.get(why, why))}" for why, n in list(figures.drops.items())[:8] if n]
-    p50, p99 = (number(figures.latency.get(key)) for key in ("p50_ms", "p99_ms"))
-    alarms = [Text(f"{printable(name)}: {printable(text)}", _ALARM) for name, text in list(figures.alarms.items())[:8]]
-    dropped = Text(f"dropped: {', '.join(drops)}", _ALARM) if drops else Text("none dropped")
-    if figures.unrecorded:
-        dropped.append(f", {count(figures.unrecorded)} not recorded", _ALARM)
-    if not rows:
-        return [*alarms, dropped]
-    unlike = [f"{printable(name)} {number(figures.drift.get(name), 2)}" for name in figures.drifted[:6]]
-    drifted = [Text(f"unlike training: {', '.join(unlike)}", _ALARM)] if unlike else []
-    fps, latency = f"{number(figures.fps, 1)} fps", f"latency p50 {p50} p99 {p99} ms"
-    return [*alarms, Text(fps), dropped, *drifted, Text(latency), Text(f"rows: {', '.join(rows)}")]
-
-
-def where(camera: WatchedCamera) -> str:
-    if camera.last_index < 0:
-        return ""
-    at = clock((camera.last_index + 1) / RATE_FPS)
-    if camera.position_px is None:
-        return at
-    return f"{at}  x {number(camera.position_px[0])} y {number(camera.position_px[1])} px"
+    lines = [*_flow(fields, width), *_flow(troubles(watched, now_s), width)]
+    triggers = triggers_of(watched)
+    return [*lines, *_flow([Text("triggers", "bold"), *triggers], width)] if triggers else lines
 
 
 def _legend(watched: Watched, *, one_line: bool) -> Text:
-    text = Text("", _GREY)
+    text = Text("", GREY)
     if one_line:
         for k, name in enumerate(watched.behaviours):
             text.append(f"{braille_dots([k], [k], len(watched.behaviours)) * 2} {printable(name)}  ", _colour(k))
@@ -325,7 +240,7 @@ def _and_more(cameras: Sequence[WatchedCamera], watched: Watched, now_s: float) 
     said = ", ".join(f"{states.count(s)} {s}" for s in ("live", "stale", "waiting", "ended") if s in states)
     lost = sum(sum(camera.figures.drops.values()) for camera in cameras if camera.figures)
     text = Text(f"… and {len(cameras)} more: {said}", "bold")
-    return text.append(f", {count(lost)} frames lost" if lost else ", none dropped", _ALARM if lost else "")
+    return text.append(f", {count(lost)} frames lost" if lost else ", none dropped", ALARM if lost else "")
 
 
 # ---- text -----------------------------------------------------------------------------------------------------------
@@ -339,7 +254,7 @@ def _fitted(text: Text, width: int, fill: str = " ") -> Text:
     """A copy of `text` that is exactly `width` cells long: cut with an ellipsis, or filled up."""
     text = Text().append_text(text)  # its style must not reach what is appended later
     text.truncate(max(width, 0), overflow="ellipsis")
-    return text.append(fill * (width - text.cell_len), _GREY if fill != " " else "")
+    return text.append(fill * (width - text.cell_len), GREY if fill != " " else "")
 
 
 def _flow(fields: Sequence[Text], width: int) -> list[Text]:
@@ -347,43 +262,7 @@ def _flow(fields: Sequence[Text], width: int) -> list[Text]:
     lines: list[Text] = []
     for field in fields:
         if lines and lines[-1].cell_len + 3 + field.cell_len <= width:
-            lines[-1].append(" · ", _GREY).append_text(field)
+            lines[-1].append(" · ", GREY).append_text(field)
         else:
             lines.append(Text().append_text(field))
     return lines
-
-
-def printable(text: str, most: int = 200) -> str:
-    """`text` without anything that could move the cursor, and not longer than `most` characters."""
-    return "".join(c if c.isprintable() else "�" for c in text[:most])
-
-
-def number(value: float | None, decimals: int = 0) -> str:
-    """A number for people; a dash when there is none, and nothing longer than nine characters."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:.{decimals}f}" if abs(value) < 1e6 else f"{value:.1e}"
-
-
-def count(n: int) -> str:
-    """A count for people: 950, 12.3k, 4.5M."""
-    for size, letter in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
-        if abs(n) >= max(size, 10**4):
-            return f"{number(n / size, 1)}{letter}" if abs(n) < 10**15 else "very many"
-    return str(n)
-
-
-def lasted(seconds: float) -> str:
-    """A duration for people: 2.3 s, 45 s, 12 min, 5 h."""
-    for size, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if seconds >= 2 * size:
-            return f"{number(seconds / size)} {unit}"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-
-
-def clock(seconds: float) -> str:
-    """h:mm:ss"""
-    if not math.isfinite(seconds) or abs(seconds) > 1e9:
-        return "–"
-    whole = int(max(seconds, 0))
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

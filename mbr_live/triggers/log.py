@@ -12,7 +12,7 @@ import json
 import secrets
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,7 +35,7 @@ COLUMNS = (
     "output", "sent_ns", "confirmed_ns", "attempts",
 )  # fmt: skip
 HEADER = ",".join(COLUMNS)
-_KINDS = ("trials", "skipped", "deliveries")
+_KINDS = ("trials", "shams", "skipped", "deliveries")
 STAGES = (
     "capture_to_receive", "receive_to_label", "label_to_decision", "decision_to_sent", "sent_to_confirmed",
     "capture_to_label", "capture_to_decision", "capture_to_sent",
@@ -57,6 +57,7 @@ class Summary(BaseModel):
     stale_after_s: float
     restarts: int = 0
     trials: dict[str, int] = {}  # by trigger, shams included
+    shams: dict[str, int] = {}  # by trigger
     skipped: dict[str, int] = {}  # by reason
     deliveries: dict[str, int] = {}  # by output and outcome
     undelivered: int = 0  # messages that the next process has to send
@@ -146,14 +147,15 @@ class TriggerLog:
         cells = (str(row.get(column, "")).replace("\n", " ").replace("\r", " ") for column in COLUMNS)
         csv.writer(text, lineterminator="\n").writerow(cells)
         (self._rows.write if now else self._rows.append)(text.getvalue())
-        self._counts.update(_counted(what, message.trigger, row["edge"], row["why"], more.get("output", "")))
+        self._counts.update(_counted({column: str(row.get(column, "")) for column in COLUMNS}))
 
     def save(self, *, undelivered: int, finished: bool = False) -> None:
         """Write the summary as it is now, and the rows that had to wait for room."""
         self._rows.flush()
         by_kind = {kind: {name: n for (of, name), n in self._counts.items() if of == kind} for kind in _KINDS}
-        self.summary.trials, self.summary.skipped = by_kind["trials"], by_kind["skipped"]
-        self.summary.deliveries, self.summary.undelivered = by_kind["deliveries"], undelivered
+        for kind, counts in by_kind.items():
+            setattr(self.summary, kind, counts)
+        self.summary.undelivered = undelivered
         self.summary.latency = {stage: figures.summary() for stage, figures in self._latency.items() if figures.count}
         self.summary.finished = datetime.now(UTC).isoformat() if finished else None
         write_atomically(self._summary_path, self.summary.model_dump_json(indent=2) + "\n")
@@ -206,13 +208,16 @@ def _nothing(rules: Sequence[TriggerRule]) -> Past:
     return Past({rule.name: TriggerState() for rule in rules}, Counter(), 0, {}, [])
 
 
-def _counted(what: str, trigger: str, edge: str, why: str, output: str) -> list[tuple[str, str]]:
+def _counted(row: Mapping[str, str]) -> list[tuple[str, str]]:
     """What a row adds to the counts of the summary."""
-    if what == "skipped":
-        return [("skipped", why)]
-    if what == "decided":
-        return [("trials", trigger)] if edge == "on" and why != "resumed" else []
-    return [("deliveries", f"{output} {what}")]
+    if row["what"] == "skipped":
+        return [("skipped", row["why"])]
+    if row["what"] != "decided":
+        return [("deliveries", f"{row['output']} {row['what']}")]
+    if row["edge"] != "on" or row["why"] == "resumed":
+        return []
+    shams = [("shams", row["trigger"])] if row["sham"] == "1" else []
+    return [("trials", row["trigger"]), *shams]
 
 
 def _past(path: Path, summary: Summary, rules: Sequence[TriggerRule], shams_to: frozenset[str]) -> Past:
@@ -223,7 +228,7 @@ def _past(path: Path, summary: Summary, rules: Sequence[TriggerRule], shams_to: 
     open_: dict[tuple[str, str], tuple[TriggerMessage, str]] = {}
     for row in read_receipts(path):
         last_time_ns = int(row["time_ns"])
-        counts.update(_counted(row["what"], row["trigger"], row["edge"], row["why"], row["output"]))
+        counts.update(_counted(row))
         rule = by_name.get(row["trigger"])
         if rule is None:
             continue

@@ -6,18 +6,16 @@ when labels stop coming, for whatever reason, and also when this process stops.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from mbr_live.appending import once_there_is_room
 from mbr_live.bundle import load_bundle
@@ -25,54 +23,33 @@ from mbr_live.config import Config
 from mbr_live.keys import load_keys
 from mbr_live.processes import Stop, notify, stop_signal
 from mbr_live.sinks import write_atomically
-from mbr_live.status import LabelMessage, parse_status
+from mbr_live.status import (
+    OUTPUT_STATUS_FILE,
+    LabelMessage,
+    OutputState,
+    OutputStatus,
+    TriggerFigures,
+    parse_status,
+    read_output_status,
+)
 from mbr_live.trigger_config import Line
 from mbr_live.triggers.log import Moments, Past, Summary, TriggerLog, message_id, open_log, routes
 from mbr_live.triggers.machine import Action, TriggerRule, TriggerState, condition, finish, lapse, step
 from mbr_live.triggers.outputs.pool import Pool
 from mbr_live.triggers.outputs.protocol import TriggerMessage
-from mbr_live.triggers.outputs.workers import Delivery
+from mbr_live.triggers.outputs.workers import Delivery, Outcome
 from mbr_live.triggers.rules import trigger_rules
 from mbr_live.types import UNKNOWN, MbrError
 from mbr_live.wire import StatusSubscriber, own_clock
 
-STATUS_FILE = "output.status.json"
 LOOK_EVERY_S = 0.05  # at least so often staleness and the ends of trials are looked at
 SAVE_EVERY_S = 1.0
+FAILING_FOR_NS = 60_000_000_000  # after a failure an output is said to fail for a minute
 DRAIN_S = 5.0  # at the end: how long messages may still take
 _MOMENTS_KEPT = 1000
 _NS = 1_000_000_000
 
 _log = logging.getLogger(__name__)
-
-
-class OutputState(BaseModel):
-    """How one output is."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str
-    waiting: int
-    error: str = ""  # why it cannot be used at the moment
-
-
-class OutputStatus(BaseModel):
-    """How the output process is, once a second: `output.status.json`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    pid: int
-    outputs: list[OutputState]
-    on: list[str]  # triggers that are on, `camera/trigger`, shams and dry runs included
-    stale: list[str]  # cameras without fresh labels
-
-
-def read_output_status(out: Path) -> OutputStatus | None:
-    """What the output process in the folder `out` last said of itself; None when it has said nothing."""
-    try:
-        return OutputStatus.model_validate_json((out / STATUS_FILE).read_text())
-    except (OSError, ValidationError, json.JSONDecodeError):
-        return None
 
 
 def output(config: Config) -> None:
@@ -157,6 +134,8 @@ class _Service:
         self._shams_to = shams_are_told_to(config)
         self._next_save_s = 0.0
         self._refused: set[str] = set()
+        self._failed_ns: dict[str, int] = {}  # by output: when something last could not be delivered (monotonic)
+        self._last = ""  # the last receipt
 
     def take_up(self) -> None:
         """Finish what an earlier process left: end its open trials, send what was not confirmed."""
@@ -194,7 +173,7 @@ class _Service:
                 lane.log.save(undelivered=sum(waiting.values()), finished=True)
             except OSError as error:
                 _log.error("%s: the summary cannot be written (%s)", self._out, error.strerror)
-        (self._out / STATUS_FILE).unlink(missing_ok=True)
+        (self._out / OUTPUT_STATUS_FILE).unlink(missing_ok=True)
 
     def _wait_s(self) -> float:
         """How long to wait for a label: until the next trial is over, or the next look at the clock."""
@@ -313,7 +292,14 @@ class _Service:
     def _note_deliveries(self) -> None:
         for delivery in self._pool.deliveries():
             lane = self._lanes[delivery.message.camera]
-            moments = lane.moments.get(delivery.message.id) if delivery.message.edge == "on" else None
+            message = delivery.message
+            moments = lane.moments.get(message.id) if message.edge == "on" else None
+            if delivery.outcome == "failed":
+                self._failed_ns[delivery.output] = time.monotonic_ns()
+            self._last = (
+                f"{message.camera}/{message.trigger} trial {message.trial} {message.edge}: "
+                f"{delivery.output} {delivery.outcome}"
+            )
             try:
                 lane.log.delivered(delivery, moments)
             except MbrError as error:
@@ -325,16 +311,40 @@ class _Service:
         self._next_save_s = time.monotonic() + SAVE_EVERY_S
         notify("WATCHDOG=1")
         waiting = self._pool.waiting()
-        on = [f"{r.camera}/{r.name}" for lane in self._lanes.values() for r in lane.rules if lane.states[r.name].is_on]
-        stale = [camera for camera, lane in self._lanes.items() if lane.stale]
-        outputs = [OutputState(name=name, waiting=n, error=self._pool.error(name)) for name, n in waiting.items()]
-        status = OutputStatus(pid=os.getpid(), outputs=outputs, on=on, stale=stale)
         try:
             for lane in self._lanes.values():
                 lane.log.save(undelivered=sum(waiting.values()))
-            write_atomically(self._out / STATUS_FILE, status.model_dump_json() + "\n")
+            status = self._status(waiting)
+            write_atomically(self._out / OUTPUT_STATUS_FILE, status.model_dump_json() + "\n")
         except OSError as error:
             _log.error("%s: cannot be written (%s)", self._out, error)
+
+    def _status(self, waiting: Mapping[str, int]) -> OutputStatus:
+        """Of the summaries as they were just saved."""
+        now_ns = time.monotonic_ns()
+        summaries = [lane.log.summary for lane in self._lanes.values()]
+        delivered = sum((Counter(summary.deliveries) for summary in summaries), Counter())
+        outputs = [
+            OutputState(
+                name=name, waiting=n, error=self._pool.error(name),
+                failing=now_ns - self._failed_ns.get(name, -FAILING_FOR_NS) < FAILING_FOR_NS,
+                delivered={kind: count for kind in get_args(Outcome) if (count := delivered[f"{name} {kind}"])},
+            )
+            for name, n in waiting.items()
+        ]  # fmt: skip
+        triggers = [
+            TriggerFigures(
+                name=f"{camera}/{rule.name}", on=lane.states[rule.name].is_on, dry_run=rule.dry_run,
+                trials=lane.log.summary.trials.get(rule.name, 0), shams=lane.log.summary.shams.get(rule.name, 0),
+            )
+            for camera, lane in self._lanes.items()
+            for rule in lane.rules
+        ]  # fmt: skip
+        return OutputStatus(
+            pid=os.getpid(), said_ns=now_ns, outputs=outputs, triggers=triggers,
+            skipped=dict(sum((Counter(summary.skipped) for summary in summaries), Counter())),
+            stale=[camera for camera, lane in self._lanes.items() if lane.stale], last=self._last,
+        )  # fmt: skip
 
 
 def _moments(message: LabelMessage, now_ns: int) -> Moments | None:

@@ -15,9 +15,8 @@ from chaos_scenarios.rig import Memory, Watching, simulated, system_config
 from mbr_live.config import Config
 from mbr_live.live.run import SYSTEM_FILE
 from mbr_live.processes import Child
-from mbr_live.status import LabelMessage
+from mbr_live.status import LabelMessage, read_output_status
 from mbr_live.triggers.log import TRIGGERS_SUFFIX, read_receipts
-from mbr_live.triggers.output import read_output_status
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 from mbr_live.wire import own_clock
 

@@ -17,8 +17,8 @@ from chaos_scenarios.receivers import Deaf, Receiver, count_pulses, count_trigge
 from mbr_live.config import DEMO_BUNDLE, Camera, Config, Recording, Simulated, Wire
 from mbr_live.live.run import SYSTEM_FILE, System
 from mbr_live.processes import Child
+from mbr_live.status import read_output_status
 from mbr_live.trigger_config import AnyOutput
-from mbr_live.triggers.output import read_output_status
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 from mbr_live.wire import StatusSubscriber, free_endpoint
 
