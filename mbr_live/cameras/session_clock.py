@@ -23,9 +23,7 @@ _log = logging.getLogger(__name__)
 class _Kept(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    monotonic: (
-        str  # names the monotonic clock; after a start of the machine it is another, and the date is all there is
-    )
+    monotonic: str  # names that clock: another after every start of the machine, and then only the date is left
     offset_ns: int  # from that clock to the time of the session
 
 

@@ -34,10 +34,7 @@ from mbr_live.live.checks import recorded_engine
 from mbr_live.live.lane import Lane, Timing
 from mbr_live.pipeline import Features, Pipeline
 from mbr_live.processes import Stop, notify, stop_signal
-from mbr_live.sinks import (
-    RunManifest,
-    versions,
-)
+from mbr_live.sinks import RunManifest, versions
 from mbr_live.status import (
     LabelMessage,
     OutputStatus,
@@ -86,8 +83,8 @@ def infer(config: Config) -> None:
         )  # fmt: skip
         stop = stack.enter_context(stop_signal())
         lanes = once_there_is_room(
-            lambda: _lanes(config, pipeline, template, reference, stack), lambda: stop.requested
-        )  # fmt: skip
+            lambda: _lanes(config, pipeline, template, reference, stack), stopped=lambda: stop.requested
+        )
         if lanes is None:
             return
         words = engine.name if note is None else f"{engine.name} ({note})"

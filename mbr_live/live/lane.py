@@ -138,8 +138,8 @@ class Lane:
         """How this camera is doing."""
         recent = [at_s for at_s in self._recent_s if now_s - at_s <= _FPS_OVER_S]
         drops = {key: value for key, value in self.run.capture.items() if key.startswith("dropped_") and value}
-        # What capture did not drop never came from the camera, or came while no process was there to take it.
-        unserved = self._log.rows["gap"] - sum(drops.values())
+        # What was neither dropped by capture nor refused here never came from the camera, or found no process.
+        unserved = self._log.rows["gap"] - sum(drops.values()) - self.refused["disk_full"] - self.refused["size"]
         if unserved > 0:
             drops["no_frame"] = unserved
         drift, drifted = self._drifted()
