@@ -105,17 +105,20 @@ class WaitingRows:
         if self._file is not None:
             self._file.close()
 
-    def _write(self, row: str) -> None:
+    def open(self) -> FileIO:
+        """Open the file now, and not with the first row. Unwritable where that cannot be."""
         if self._file is None:
             try:
                 self._file = FileIO(self.path, "a")
             except OSError as error:
                 raise Unwritable(self.path, error.strerror or str(error), error.errno) from error
-        if self._header:
-            append(self._file, (self._header if self.path.stat().st_size == 0 else "") + row)
-            self._header = ""
-        else:
-            append(self._file, row)
+        return self._file
+
+    def _write(self, row: str) -> None:
+        file = self.open()
+        header = self._header if self._header and self.path.stat().st_size == 0 else ""
+        append(file, header + row)
+        self._header = ""
 
 
 def once_there_is_room(work: Callable[[], T], stopped: Callable[[], bool]) -> T | None:

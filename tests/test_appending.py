@@ -128,3 +128,9 @@ def test_a_beginning_waits_for_room_and_for_nothing_else(monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="denied"):
         once_there_is_room(work, lambda: False)
     assert once_there_is_room(work, lambda: True) is None
+
+
+def test_a_file_that_cannot_be_opened_is_an_error_at_once(tmp_path: Path) -> None:
+    rows = WaitingRows(tmp_path / "nowhere" / "rows.csv")
+    with pytest.raises(Unwritable, match=r"nowhere/rows\.csv: cannot be written \(No such file or directory\)"):
+        rows.open()

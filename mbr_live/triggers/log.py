@@ -87,9 +87,11 @@ class TriggerLog:
         self._latency = {stage: LatencyHistogram() for stage in STAGES}
         self._counts = counts
 
-    def begin(self) -> None:
-        """Write the header. Unwritable where that cannot be."""
-        self._rows.write(HEADER + "\n")
+    def begin(self, *, resumed: bool) -> None:
+        """Open the file, and give it its header where it is new. Unwritable where that cannot be."""
+        self._rows.open()
+        if not resumed:
+            self._rows.write(HEADER + "\n")
 
     def decided(self, message: TriggerMessage, action: Action, *, dry_run: bool) -> None:
         """Write a decision. MbrError when the disk does not take that of a beginning: then nothing of it may be sent.
@@ -195,8 +197,7 @@ def open_log(
     _check_same_session(out, camera, past)
     log = TriggerLog(WaitingRows(path), summary_path, summary, past.counts)
     try:
-        if not resumed:
-            log.begin()
+        log.begin(resumed=resumed)
         log.save(undelivered=0)
     except BaseException:
         log.close()
