@@ -124,7 +124,10 @@ def count_pulses(outcome: Outcome, config: Config, box: SimulatedBox) -> None:
     for n, camera in enumerate(config.camera):
         receipts = read_receipts(config.out / f"{camera.name}{TRIGGERS_SUFFIX}")
         decided = sum(_is(row, "decided", "on") for row in receipts)
-        outcome.triggers_false += max(0, len(box.highs(n)) - decided)
+        pulses = len(box.highs(n))
+        outcome.triggers_false += max(0, pulses - decided)
+        if pulses > decided:
+            outcome.notes.append(f"line {n} was high {pulses} times, {decided} trials were decided for it")
     longest_ms = max((hold.ms for hold in box.holds), default=0)
     outcome.expect(longest_ms <= STALE_AFTER_S * 1000, f"a line was told to be high for {longest_ms} ms")
 
