@@ -7,12 +7,14 @@ function of the label log and is made anew from it when a session goes on after 
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
 import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import FileIO
@@ -21,6 +23,7 @@ from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mbr_live.appending import Unwritable, WaitingRows, append
 from mbr_live.bundle import Manifest
 from mbr_live.stages.decide import Bout, BoutState, end_bout, follow_bout
 from mbr_live.types import RATE_FPS, TICK_NS, Decision, MbrError, Status
@@ -119,9 +122,9 @@ class BoutFollower:
 
 
 class SessionLog:
-    """Label log and bout log of one recording. Every row that `write` took is in the file when it returns."""
+    """Label log and bout log of one recording. Every row that `write` took is in the label log when it returns."""
 
-    def __init__(self, labels: FileIO, bouts: FileIO, manifest: Manifest, follower: BoutFollower) -> None:
+    def __init__(self, labels: FileIO, bouts: WaitingRows, manifest: Manifest, follower: BoutFollower) -> None:
         self._labels, self._bouts, self._follower = labels, bouts, follower
         self.rows: Counter[str] = Counter()
         self.bout_counts: Counter[str] = Counter(dict.fromkeys(manifest.behaviour_names, 0))
@@ -129,9 +132,11 @@ class SessionLog:
     @classmethod
     def create(cls, labels: Path, bouts: Path, manifest: Manifest) -> SessionLog:
         """Begin new files; what stands under these names is overwritten."""
-        log = cls(FileIO(labels, "w"), FileIO(bouts, "w"), manifest, BoutFollower(manifest))
-        log._write(log._labels, [label_header(manifest) + "\n"])
-        log._write(log._bouts, [BOUTS_HEADER + "\n"])
+        FileIO(bouts, "w").close()
+        log = cls(FileIO(labels, "w"), WaitingRows(bouts), manifest, BoutFollower(manifest))
+        with _closed_on_error(log):
+            log._write(log._labels, [label_header(manifest) + "\n"])
+            log._bouts.write(BOUTS_HEADER + "\n")
         return log
 
     @classmethod
@@ -145,19 +150,31 @@ class SessionLog:
             return cls.create(labels, bouts, manifest), -1
         cut_torn_row(labels)
         remade = bouts.with_name(bouts.name + PART_SUFFIX)
-        log = cls(FileIO(labels, "a"), FileIO(remade, "w"), manifest, BoutFollower(manifest))
-        log._write(log._bouts, [BOUTS_HEADER + "\n"])
+        FileIO(remade, "w").close()
+        log = cls(FileIO(labels, "a"), WaitingRows(remade), manifest, BoutFollower(manifest))
         last_index = -1
-        for row in read_labels(labels, manifest):
-            log.rows[row.status] += 1
-            log._note_bouts(log._follower.follow(row.index, row.labels, row.probabilities))
-            last_index = row.index
-        remade.replace(bouts)
+        with _closed_on_error(log):
+            log._bouts.write(BOUTS_HEADER + "\n")
+            for row in read_labels(labels, manifest):
+                log.rows[row.status] += 1
+                for bout in log._follower.follow(row.index, row.labels, row.probabilities):
+                    log._bouts.write(bout_row(bout))
+                    log.bout_counts[bout.behaviour] += 1
+                last_index = row.index
+            remade.replace(bouts)
         return log, last_index
 
     def write(self, decision: Decision) -> None:
-        """Append the rows of a decision, and the bouts that they end."""
-        self._write(self._labels, label_rows(decision))
+        """Append the rows of a decision, and the bouts that they end.
+
+        Unwritable when the disk does not take all of its rows; then none is in the log, and it may be tried again.
+        """
+        position = self._labels.seek(0, os.SEEK_END)
+        try:
+            self._write(self._labels, label_rows(decision))
+        except Unwritable:
+            self._labels.truncate(position)
+            raise
         self.rows[decision.status] += decision.ticks
         if decision.status is Status.GAP:
             self._note_bouts(self._follower.follow_gap(decision.index, decision.labels, decision.ticks))
@@ -170,14 +187,16 @@ class SessionLog:
             self.write(decision)
 
     def close(self) -> None:
-        """End the open bouts at their last confirmed frames and close the files."""
+        """End the open bouts at their last confirmed frames and close the files. Unwritable if bouts found no room."""
         self._note_bouts(self._follower.end())
         self._labels.close()
         self._bouts.close()
+        if self._bouts:
+            raise Unwritable(self._bouts.path, f"{len(self._bouts)} bouts are missing", errno.ENOSPC)
 
     def _note_bouts(self, bouts: list[Bout]) -> None:
         for bout in bouts:
-            self._write(self._bouts, [bout_row(bout)])
+            self._bouts.append(bout_row(bout))
             self.bout_counts[bout.behaviour] += 1
 
     @staticmethod
@@ -192,21 +211,14 @@ class SessionLog:
             append(file, "".join(batch))
 
 
-def append(file: FileIO, text: str) -> None:
-    """Append whole lines in one write. MbrError when the disk does not take all of it; half a line is taken back."""
-    data = text.encode()
-    position = file.seek(0, os.SEEK_END)
+@contextmanager
+def _closed_on_error(log: SessionLog) -> Iterator[None]:
     try:
-        written = file.write(data)
-    except OSError as error:
-        raise _unwritable(file, error.strerror or str(error)) from error
-    if written != len(data):
-        file.truncate(position)
-        raise _unwritable(file, f"only {written} of {len(data)} bytes were taken")
-
-
-def _unwritable(file: FileIO, why: str) -> MbrError:
-    return MbrError(f"{file.name}: cannot be written ({why}). Make room on the disk or choose another folder.")
+        yield
+    except BaseException:
+        log._labels.close()
+        log._bouts.close()
+        raise
 
 
 @dataclass(frozen=True, slots=True)

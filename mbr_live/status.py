@@ -61,6 +61,7 @@ class CameraStatus(BaseModel):
     drops: dict[str, int] = {}  # frames and ticks without a label, by cause
     drift: dict[str, float] = {}  # distance from training in the last hours, by measure
     drifted: list[str] = []  # the measures that are unlike training
+    unwritten: int = 0  # rows that wait in memory, since the disk takes none
     unrecorded: int = 0  # pictures that were to be recorded, and for which there was no room
 
 

@@ -72,6 +72,7 @@ class CaptureCounts(BaseModel):
     sent: _Natural = 0
     dropped_queue_full: _Natural = 0  # inference did not keep up, or was not there
     dropped_on_purpose: _Natural = 0  # `replay --drop`
+    dropped_disk_full: _Natural = 0  # for want of room, its row in the journal could not be written for long
     recorded: _Natural = 0
     unrecorded: _Natural = 0  # pictures that could not be kept, for lack of room
 

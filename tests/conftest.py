@@ -1,8 +1,10 @@
-"""What the tests share: where real video lies, a short simulated recording, the shipped bundle."""
+"""What the tests share: where real video lies, a short simulated recording, the shipped bundle, a small disk."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,20 @@ def clutter_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def dark_video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve simulated seconds in poor light."""
     return _recorded(tmp_path_factory, "dark", 13, 12)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 40 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no small disk can be mounted here: that takes root")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def _recorded(factory: pytest.TempPathFactory, condition: str, seed: int, seconds: float) -> Path:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -72,3 +76,27 @@ def test_a_burst_after_a_stall_keeps_its_times() -> None:
     host = [max(t, 100 * PERIOD_NS) if n > 10 else t for n, t in enumerate(truth)]
     times = aligned(truth, host)
     assert max(abs(time_ns - t) for time_ns, t in zip(times, truth, strict=True)) < MS
+
+
+def test_a_session_goes_on_by_its_clock_when_the_date_was_set_by_years(tmp_path: Path) -> None:
+    """Two processes, between which somebody set the date; a third on a machine that was started again."""
+    first = run_process(tmp_path, shift_s=0)
+    second = run_process(tmp_path, shift_s=200_000_000)
+    assert 0 <= second - first < 60_000_000_000
+    kept = json.loads((tmp_path / "cage.clock.json").read_text())
+    (tmp_path / "cage.clock.json").write_text(json.dumps(kept | {"monotonic": "of another start"}))
+    third = run_process(tmp_path, shift_s=200_000_000)
+    assert third - first > 100_000_000_000_000_000
+
+
+def run_process(out: Path, shift_s: int) -> int:
+    """The time that a capture process with the date so much later counts."""
+    program = (
+        "import sys, time; from pathlib import Path; true = time.time_ns\n"
+        f"time.time_ns = lambda: true() + {shift_s} * 1_000_000_000\n"
+        "from mbr_live.cameras.clocks import EpochClock\n"
+        "from mbr_live.cameras.session_clock import SessionClock\n"
+        "clock = SessionClock(Path(sys.argv[1]), 'cage'); clock.take_up(); clock.keep(); print(EpochClock().now_ns())"
+    )
+    done = subprocess.run([sys.executable, "-c", program, out], capture_output=True, text=True, check=True)
+    return int(done.stdout)

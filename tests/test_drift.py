@@ -28,7 +28,8 @@ from mbr_live.engines.openvino_engine import OpenVinoEngine  # noqa: E402
 from mbr_live.evaluation.comparison import LabelFolder  # noqa: E402
 from mbr_live.evaluation.evaluate import evaluate  # noqa: E402
 from mbr_live.evaluation.program import truths  # noqa: E402
-from mbr_live.live.infer import Lane  # noqa: E402
+from mbr_live.live.backlog import Labelled  # noqa: E402
+from mbr_live.live.lane import Lane  # noqa: E402
 from mbr_live.monitoring.watch_state import WatchedCamera  # noqa: E402
 from mbr_live.monitoring.watch_words import figures_of  # noqa: E402
 from mbr_live.pipeline import Pipeline, SightState  # noqa: E402
@@ -309,7 +310,8 @@ def test_a_live_lane_tells_and_keeps_what_is_unlike_training(bundle: Bundle, box
             seen = pipeline.see(shown, lane.state.sight)
             (decision,), states = pipeline.label([seen], pipeline.features([seen]), {"cage": lane.state})
             lane.state = states["cage"]
-            lane.write(decision)
+            lane.backlog.add(Labelled(decision, None))
+            assert [written.decision for written in lane.backlog.written()] == [decision]
             lane.note_drift(glance_at(shown.pixels, seen, pipeline.window_px("cage", seen.after)), decision)
     said = lane.status(0.0)
     assert "brightness" in said.drifted and set(said.drift) == set(reference.measures)

@@ -61,6 +61,17 @@ def test_a_quiet_system_is_quiet() -> None:
     assert told([camera(ok=10 * second) for second in range(50)]) == []
 
 
+def test_labels_that_wait_for_room_are_told_and_shown() -> None:
+    """And not as a camera that sends nothing: frames come, but their labels are not out."""
+    waiting = camera(state="stale").model_copy(update={"unwritten": 40})
+    assert told([camera(), *[waiting] * 6, *[camera()] * 6]) == [
+        (5, "labels_waiting", True), (10, "labels_waiting", False),
+    ]  # fmt: skip
+    dashboard = Dashboard()
+    dashboard.take(system(waiting), 0.0)
+    assert "40 rows wait for room on the disk" in "\n".join(plain_lines(dashboard, 0.0))
+
+
 def test_a_camera_whose_pictures_are_wrong_is_told() -> None:
     wrong = camera().model_copy(update={"alarms": {"moved": "the picture is off the reference by 4.0% of its width"}})
     assert told([camera(), *[wrong] * 6, *[camera()] * 6]) == [(5, "camera_unwell", True), (10, "camera_unwell", False)]

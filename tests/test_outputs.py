@@ -209,6 +209,38 @@ def test_a_line_is_told_to_go_low_until_it_hears_it() -> None:
     worker.stop(5.0)
 
 
+class HearingLine:
+    """A line that keeps what it is told, in ms."""
+
+    def __init__(self) -> None:
+        self.holds: list[float] = []
+
+    def open(self) -> None:
+        pass
+
+    def hold(self, on_s: float, *, confirm: bool) -> bool:
+        self.holds.append(on_s * 1000)
+        return confirm
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_renewal_that_prolongs_nothing_is_not_told() -> None:
+    """Arriving late, after the end of the hold before it, it would be a pulse of its own."""
+    line, found = HearingLine(), queue.SimpleQueue[Delivery]()
+    worker = LineWorker("l", line, found.put)
+    worker.start(strict=True)
+    until_ns = in_ms(300)
+    worker.edge(message(), until_ns)
+    for _ in range(3):
+        worker.renew("cage", "stim", until_ns)
+    worker.renew("cage", "stim", in_ms(5000))
+    wait_for(lambda: bool(line.holds) and line.holds[-1] > 1000, "the renewal that prolongs it")
+    assert len(line.holds) == 2
+    worker.stop(5.0)
+
+
 # Pins
 
 

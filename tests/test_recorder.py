@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -145,20 +145,6 @@ def test_off_touches_nothing(tmp_path: Path) -> None:
     recorder.keep(films([0])[0])
     recorder.close()
     assert not list(tmp_path.iterdir())
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 40 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", disk], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("no small disk can be mounted here: that takes root")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def test_with_too_little_room_recording_stops_and_goes_on_later(small_disk: Path) -> None:

@@ -93,3 +93,13 @@ def test_what_is_not_a_log_of_receipts_is_an_error(tmp_path: Path) -> None:
         open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
     with pytest.raises(MbrError, match="this is not a log of triggers"):
         list(read_receipts(tmp_path / "cage.triggers.csv"))
+
+
+def test_what_was_not_begun_and_what_came_late_is_counted_over_restarts(tmp_path: Path) -> None:
+    log, _ = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+    log.summary.unwritten, log.summary.late_labels = 3, 5
+    log.save(undelivered=0)
+    log.close()
+    again, _ = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+    again.close()
+    assert (again.summary.unwritten, again.summary.late_labels) == (3, 5)

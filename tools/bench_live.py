@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mbr_live.config import DEMO_BUNDLE, Camera, Config, Simulated, Wire
-from mbr_live.live.infer import TIMINGS_SUFFIX
+from mbr_live.live.lane import TIMINGS_SUFFIX
 from mbr_live.live.run import run
 from mbr_live.sinks import LABELS_SUFFIX, read_labels
 from mbr_live.types import RATE_FPS, Status

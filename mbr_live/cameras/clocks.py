@@ -32,6 +32,16 @@ class EpochClock:
         return time.monotonic_ns() + self._offset_ns
 
     @classmethod
+    def offset_ns(cls) -> int:
+        """From the monotonic clock to this one."""
+        return cls._offset_ns
+
+    @classmethod
+    def go_on_by(cls, offset_ns: int) -> None:
+        """Count as an earlier process of this machine did, whatever the date is now."""
+        cls._offset_ns = offset_ns
+
+    @classmethod
     def go_on_after(cls, time_ns: int) -> None:
         """A session has come to this time: go on from there where the date was set back before this process began."""
         cls._offset_ns = max(cls._offset_ns, time_ns - time.monotonic_ns())

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import FileIO
 from pathlib import Path
 
+from mbr_live.appending import WaitingRows
 from mbr_live.cameras.errors import Cause
-from mbr_live.sinks import append, cut_torn_row
+from mbr_live.sinks import cut_torn_row
 from mbr_live.types import MbrError
 
 CAMERA_LOG_SUFFIX = ".camera.csv"
@@ -51,8 +51,7 @@ class CameraLog:
     """Writes the log of one camera, or goes on with the one that is there."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file: FileIO | None = None  # opened by the first row: a camera that never opens leaves nothing behind
+        self._rows = WaitingRows(path, CAMERA_LOG_HEADER + "\n")  # a camera that never opens leaves nothing behind
         events: list[Event] = []
         if path.exists():
             cut_torn_row(path)
@@ -83,16 +82,15 @@ class CameraLog:
         self._append(Event("alarm" if raised else "cleared", time_ns, frame, name, 0, 0, detail))
 
     def _append(self, event: Event) -> None:
-        if self._file is None:
-            self._file = FileIO(self._path, "a")
-            if self._path.stat().st_size == 0:
-                append(self._file, CAMERA_LOG_HEADER + "\n")
-        append(self._file, event.row())
+        self._rows.append(event.row())
+
+    def flush(self) -> None:
+        """Write what had to wait for room on the disk."""
+        self._rows.flush()
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        self._rows.close()
 
 
 def read_events(path: Path) -> Iterator[Event]:

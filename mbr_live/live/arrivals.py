@@ -46,6 +46,7 @@ class Eye:
         self._pipeline, self._last_index, self._glances = pipeline, last_index, glances
         self._sight = SightState()
         self._size: tuple[int, int] | None = None  # height and width of the first frame
+        self.closed = False  # set from the thread that labels: no more frames for now, since nobody could write them
 
     def look(self, header: FrameHeader, pixels: memoryview) -> SeenFrame | RefusedFrame:
         """What a frame shows, if it can be used."""
@@ -70,6 +71,8 @@ class Eye:
             return "late"  # its tick is in the log already
         if header.index - self._last_index > MAX_JUMP_TICKS:
             return "jump"
+        if self.closed:
+            return "disk_full"  # before it is looked at: what is remembered of the picture must be as if it never came
         size = (header.height, header.width)
         self._size = self._size or size
         return None if size == self._size else "size"

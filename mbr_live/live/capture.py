@@ -12,18 +12,19 @@ import secrets
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from io import FileIO
 from pathlib import Path
 
+from mbr_live.appending import Unwritable, WaitingRows
 from mbr_live.cameras.calibration import load_reference
 from mbr_live.cameras.health import LOOK_EVERY_S, HealthState, Reference, assess, look_at, opened_anew
 from mbr_live.cameras.live_camera import CameraHangs, LiveCamera, SessionEnd
 from mbr_live.cameras.log import CAMERA_LOG_SUFFIX, CameraLog
 from mbr_live.cameras.reader import Chosen
+from mbr_live.cameras.session_clock import SessionClock
 from mbr_live.config import Camera, Config, Loss
 from mbr_live.keys import load_keys
 from mbr_live.processes import begin_afresh, end_now, notify, stop_signal
-from mbr_live.sinks import append, cut_torn_row
+from mbr_live.sinks import cut_torn_row
 from mbr_live.stages.blindness import BlindState, is_blind
 from mbr_live.stages.sampler import SamplerState
 from mbr_live.types import Frame
@@ -61,15 +62,21 @@ def _capture(config: Config, camera: Camera) -> bool:
         work = _Capture(camera, journal, sender, recorder)
         health = Health(camera.name, outages, load_reference(config.calibration, camera.name))
         notify("READY=1")
+        clock = SessionClock(config.out, camera.name)
+        if journal.end is not None:
+            clock.take_up()
         with closing(LiveCamera(camera, outages, journal.end)) as live:
             while not (stop.requested or live.ended):
                 chosen = live.poll(_LOOK_EVERY_S)
                 if chosen is not None:
                     work.take(chosen)
+                    clock.keep()
                     health.take(chosen, live.source_fps(time.monotonic()))
                 if live.lost is not None:
                     health.lost()
                 work.beat(live, health)
+                journal.flush()
+                outages.flush()
         work.finish(live, health)
     return live.hangs
 
@@ -91,8 +98,12 @@ class _Capture:
         self._counts["dropped_queue_full"] += chosen.unqueued
         origin_ns = chosen.state.origin_ns
         frame = Frame(self._camera, chosen.index, chosen.number, chosen.time_ns, origin_ns, chosen.pixels)
-        self._journal.note(frame)
         self._counts["sampled"] += 1 + chosen.unqueued
+        try:
+            self._journal.note(frame)
+        except Unwritable:  # it has been said, and for how long: no frame goes out that nothing knows of
+            self._counts["dropped_disk_full"] += 1
+            return
         self._send(frame, chosen.captured_ns)
         self._recorder.keep(frame)
         self._counts.update(recorded=self._recorder.recorded, unrecorded=self._recorder.unrecorded)
@@ -165,13 +176,16 @@ def _losses(loss: Loss | None) -> Iterator[bool]:
 
 
 class Journal:
-    """The frame journal `<camera>.frames.csv`: one row per sampled frame, written before the frame is sent."""
+    """The frame journal `<camera>.frames.csv`: one row per sampled frame, written before the frame is sent.
+
+    While the disk is full, rows wait in memory and frames go on. Should the process be killed then, the next one goes
+    on from the last row that was written, by the same grid.
+    """
 
     def __init__(self, path: Path) -> None:
         """Begin a journal, or go on with the one that an earlier process left."""
         self.end: SessionEnd | None = None  # where to go on
-        self._path = path
-        self._file: FileIO | None = None  # opened by the first frame: a camera that never opens leaves nothing behind
+        self._rows = WaitingRows(path, JOURNAL_HEADER + "\n")  # a camera that never opens leaves nothing behind
         if not path.exists():
             return
         cut_torn_row(path)
@@ -180,14 +194,13 @@ class Journal:
             self.end = SessionEnd(SamplerState(first[2], last[0], None), last[1] + 1, last[2])
 
     def note(self, frame: Frame) -> None:
-        """Append the row of one frame."""
-        if self._file is None:
-            self._file = FileIO(self._path, "a")
-            if self._path.stat().st_size == 0:
-                append(self._file, JOURNAL_HEADER + "\n")
-        append(self._file, f"{frame.index},{frame.source_frame},{frame.time_ns}\n")
+        """Append the row of one frame. Unwritable where too many wait for room on the disk already."""
+        self._rows.append(f"{frame.index},{frame.source_frame},{frame.time_ns}\n")
+
+    def flush(self) -> None:
+        """Write what had to wait for room on the disk."""
+        self._rows.flush()
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        self._rows.close()

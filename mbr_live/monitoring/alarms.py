@@ -16,8 +16,8 @@ from mbr_live.status import CameraStatus, OutputStatus, SystemStatus
 SILENT_AFTER_S = 5.0  # inference speaks once a second
 
 Kind = Literal[
-    "inference_silent", "camera_silent", "nothing_classified", "frames_dropped", "recording_stopped", "camera_unwell",
-    "output_silent", "output_unusable", "trigger_failed",
+    "inference_silent", "camera_silent", "nothing_classified", "frames_dropped", "recording_stopped", "labels_waiting",
+    "camera_unwell", "output_silent", "output_unusable", "trigger_failed",
 ]  # fmt: skip
 _TEXTS: dict[Kind, str] = {
     "inference_silent": "inference says nothing: it died, hangs, or cannot be reached",
@@ -25,6 +25,7 @@ _TEXTS: dict[Kind, str] = {
     "nothing_classified": "frames come, and none of them gets a label",
     "frames_dropped": "frames are lost between camera and label",
     "recording_stopped": "pictures are not recorded, for lack of room on the disk; labels go on",
+    "labels_waiting": "the disk takes no labels: they wait in memory, at most ten minutes of them, and triggers rest",
     "camera_unwell": "the picture shows nothing, is blurred or slow, or the camera was moved: see the status",
     "output_silent": "the output process says nothing: no trigger can fire",
     "output_unusable": "the output cannot be reached: what it is told waits or fails",
@@ -106,7 +107,9 @@ def raised(watch: Watch) -> frozenset[tuple[Kind, str]]:
 
 
 def _conditions(before: CameraStatus | None, now: CameraStatus) -> Iterator[Kind]:
-    if now.state in ("stale", "waiting"):
+    if now.unwritten:
+        yield "labels_waiting"
+    elif now.state in ("stale", "waiting"):
         yield "camera_silent"
     if now.alarms:
         yield "camera_unwell"

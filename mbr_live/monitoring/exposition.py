@@ -48,6 +48,7 @@ def _of_cameras(cameras: list[CameraStatus]) -> Iterator[Metric]:
     rows = CounterMetricFamily("mbr_label_rows", "Rows of the label log.", labels=["camera", "status"])
     drops = CounterMetricFamily("mbr_dropped_frames", "Frames without a label.", labels=["camera", "cause"])
     unrecorded = CounterMetricFamily("mbr_unrecorded_frames", "For lack of room on the disk.", labels=["camera"])
+    unwritten = GaugeMetricFamily("mbr_waiting_label_rows", "In memory, since the disk is full.", labels=["camera"])
     source_fps = GaugeMetricFamily("mbr_camera_source_fps", "Frames per second of the camera.", labels=["camera"])
     outages = CounterMetricFamily("mbr_camera_outages", "How often it was lost.", labels=["camera", "cause"])
     unwell = GaugeMetricFamily("mbr_camera_unwell", "1 while its pictures are so.", labels=["camera", "alarm"])
@@ -58,6 +59,7 @@ def _of_cameras(cameras: list[CameraStatus]) -> Iterator[Metric]:
         up.add_metric([camera.name], float(camera.state == "live"))
         fps.add_metric([camera.name], camera.fps)
         unrecorded.add_metric([camera.name], camera.unrecorded)
+        unwritten.add_metric([camera.name], camera.unwritten)
         source_fps.add_metric([camera.name], camera.source_fps)
         for cause, count in camera.outages.items():
             outages.add_metric([camera.name, cause], count)
@@ -69,7 +71,7 @@ def _of_cameras(cameras: list[CameraStatus]) -> Iterator[Metric]:
             drops.add_metric([camera.name, cause], count)
         for quantile, value_ms in camera.latency.items():
             latency.add_metric([camera.name, quantile.removesuffix("_ms")], value_ms / 1000)
-    yield from (up, fps, rows, drops, unrecorded, source_fps, outages, unwell, latency)
+    yield from (up, fps, rows, drops, unrecorded, unwritten, source_fps, outages, unwell, latency)
 
 
 def _of_triggers(output: OutputStatus) -> Iterator[Metric]:

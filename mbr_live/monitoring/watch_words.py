@@ -140,6 +140,8 @@ def figures_of(camera: WatchedCamera) -> list[Text]:
     dropped = Text(f"dropped: {', '.join(drops)}", ALARM) if drops else Text("none dropped")
     if figures.unrecorded:
         dropped.append(f", {count(figures.unrecorded)} not recorded", ALARM)
+    if figures.unwritten:
+        dropped.append(f", {count(figures.unwritten)} rows wait for room on the disk", ALARM)
     if not rows:
         return [*alarms, dropped]
     unlike = [f"{printable(name)} {number(figures.drift.get(name), 2)}" for name in figures.drifted[:6]]

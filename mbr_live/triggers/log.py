@@ -15,14 +15,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from io import FileIO
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mbr_live.appending import WaitingRows
 from mbr_live.latency import LatencyHistogram
-from mbr_live.sinks import LABELS_SUFFIX, append, cut_torn_row, write_atomically
+from mbr_live.sinks import LABELS_SUFFIX, cut_torn_row, write_atomically
 from mbr_live.triggers.machine import Action, TriggerRule, TriggerState, finish, recall
 from mbr_live.triggers.outputs.protocol import TriggerMessage
 from mbr_live.triggers.outputs.workers import Delivery
@@ -79,15 +79,27 @@ class Moments:
 class TriggerLog:
     """The receipts of one camera, the summary beside them, and the figures."""
 
-    def __init__(self, file: FileIO, summary_path: Path, summary: Summary, counts: Counter[tuple[str, str]]) -> None:
-        self._file, self._summary_path = file, summary_path
+    def __init__(
+        self, rows: WaitingRows, summary_path: Path, summary: Summary, counts: Counter[tuple[str, str]]
+    ) -> None:
+        self._rows, self._summary_path = rows, summary_path
         self.summary = summary
         self._latency = {stage: LatencyHistogram() for stage in STAGES}
         self._counts = counts
 
+    def begin(self, *, resumed: bool) -> None:
+        """Open the file, and give it its header where it is new. Unwritable where that cannot be."""
+        self._rows.open()
+        if not resumed:
+            self._rows.write(HEADER + "\n")
+
     def decided(self, message: TriggerMessage, action: Action, *, dry_run: bool) -> None:
-        """Write a decision. MbrError when the disk does not take it; then nothing of it may be sent."""
-        self._row("skipped" if action.edge == "skip" else "decided", message, dry_run=dry_run)
+        """Write a decision. MbrError when the disk does not take that of a beginning: then nothing of it may be sent.
+
+        An end is an end; what is written of it, and of what was skipped, waits for room.
+        """
+        what = "skipped" if action.edge == "skip" else "decided"
+        self._row(what, message, now=action.edge == "on", dry_run=dry_run)
 
     def delivered(self, delivery: Delivery, moments: Moments | None) -> None:
         """Write what became of an edge at an output; `moments` of its frame, where they are known, give the latency."""
@@ -115,7 +127,16 @@ class TriggerLog:
         ):  # fmt: skip
             self._latency[stage].add(duration_ns / 1e6)
 
-    def _row(self, what: str, message: TriggerMessage, *, dry_run: bool = False, why: str = "", **more: Any) -> None:
+    def _row(
+        self,
+        what: str,
+        message: TriggerMessage,
+        *,
+        now: bool = False,
+        dry_run: bool = False,
+        why: str = "",
+        **more: Any,
+    ) -> None:
         decision = what in ("decided", "skipped")
         row: dict[str, Any] = {
             "what": what, "trigger": message.trigger, "trial": message.trial,
@@ -127,11 +148,12 @@ class TriggerLog:
         text = io.StringIO()
         cells = (str(row.get(column, "")).replace("\n", " ").replace("\r", " ") for column in COLUMNS)
         csv.writer(text, lineterminator="\n").writerow(cells)
-        append(self._file, text.getvalue())
+        (self._rows.write if now else self._rows.append)(text.getvalue())
         self._counts.update(_counted({column: str(row.get(column, "")) for column in COLUMNS}))
 
     def save(self, *, undelivered: int, finished: bool = False) -> None:
-        """Write the summary as it is now."""
+        """Write the summary as it is now, and the rows that had to wait for room."""
+        self._rows.flush()
         by_kind = {kind: {name: n for (of, name), n in self._counts.items() if of == kind} for kind in _KINDS}
         for kind, counts in by_kind.items():
             setattr(self.summary, kind, counts)
@@ -142,7 +164,7 @@ class TriggerLog:
 
     def close(self) -> None:
         """Close the file of receipts."""
-        self._file.close()
+        self._rows.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,18 +191,17 @@ def open_log(
     if resumed:
         cut_torn_row(path)
         before = _read_summary(summary_path)
-        update = {"session": before.session, "started": before.started, "restarts": before.restarts + 1}
-        summary = summary.model_copy(update=update)
+        kept = {name: getattr(before, name) for name in ("session", "started", "unwritten", "late_labels")}
+        summary = summary.model_copy(update={**kept, "restarts": before.restarts + 1})
     past = _past(path, summary, rules, shams_to) if resumed else _nothing(rules)
     _check_same_session(out, camera, past)
+    log = TriggerLog(WaitingRows(path), summary_path, summary, past.counts)
     try:
-        file = FileIO(path, "a")
-    except OSError as error:
-        raise MbrError(f"{path}: cannot be written ({error.strerror}). Choose another folder (out).") from error
-    log = TriggerLog(file, summary_path, summary, past.counts)
-    log.save(undelivered=0)
-    if not resumed:
-        append(file, HEADER + "\n")
+        log.begin(resumed=resumed)
+        log.save(undelivered=0)
+    except BaseException:
+        log.close()
+        raise
     return log, past
 
 

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 from pydantic import ValidationError
 
+from mbr_live.appending import once_there_is_room
 from mbr_live.bundle import load_bundle
 from mbr_live.config import Config
 from mbr_live.keys import load_keys
@@ -67,13 +68,15 @@ def output(config: Config) -> None:
         keys = load_keys(config.wire.keys)
         subscriber = stack.enter_context(closing(StatusSubscriber(config.wire.status, keys)))
         pool = stack.enter_context(closing(Pool(config.output)))
-        lanes = _lanes(config, rules, stack)
+        stop = stack.enter_context(stop_signal())
+        lanes = once_there_is_room(lambda: _lanes(config, rules, stack), lambda: stop.requested)
+        if lanes is None:
+            return
         pool.start(strict=strict)
         service = _Service(config, lanes, pool, len(behaviours))
         service.take_up()
         notify("READY=1")
-        with stop_signal() as stop:
-            service.serve(stop, subscriber)
+        service.serve(stop, subscriber)
         service.end()
 
 
@@ -166,7 +169,10 @@ class _Service:
         if any(waiting.values()):
             _log.warning("not delivered, and left to the next start in this folder: %s", waiting)
         for lane in self._lanes.values():
-            lane.log.save(undelivered=sum(waiting.values()), finished=True)
+            try:
+                lane.log.save(undelivered=sum(waiting.values()), finished=True)
+            except OSError as error:
+                _log.error("%s: the summary cannot be written (%s)", self._out, error.strerror)
         (self._out / OUTPUT_STATUS_FILE).unlink(missing_ok=True)
 
     def _wait_s(self) -> float:

@@ -68,6 +68,7 @@ class LineWorker:
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._reopen_at_s = 0.0  # not before, after it could not be opened
         self._told_ns = 0
+        self._told_until_ns = 0  # until when the line is high by what it has been told
         self._low_is_owed = False  # nobody holds it any more, and it could not be told so
 
     def start(self, *, strict: bool) -> None:
@@ -139,6 +140,8 @@ class LineWorker:
         else:
             self._leases.pop(command.trigger, None)
         message = command.message
+        if message is None and on and self._leases[command.trigger] <= self._told_until_ns:
+            return  # nothing new; and told late, after the hold has ended, it would be a pulse of its own
         if message is not None and message.edge == "on" and not on:
             why = "its time was over before the output came to it"
             self._report(Delivery(message, self.name, "failed", detail=why))
@@ -159,7 +162,9 @@ class LineWorker:
     def _hold(self, *, confirm: bool) -> bool:
         """Tell the line what the leases say of it now."""
         self._low_is_owed = not self._leases
+        self._told_until_ns = 0
         confirmed = self._tell(confirm=confirm)
+        self._told_until_ns = max(self._leases.values(), default=0)
         self._low_is_owed = False
         return confirmed
 

@@ -1,0 +1,189 @@
+"""One camera at the inference side: its state, its files and its figures."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from mbr_live.appending import Unwritable, WaitingRows
+from mbr_live.config import Camera
+from mbr_live.drift import MEMORY_FRAMES, Drift, Glance, Reference
+from mbr_live.latency import LatencyHistogram
+from mbr_live.live.arrivals import MAX_JUMP_TICKS
+from mbr_live.live.backlog import Backlog
+from mbr_live.pipeline import LaneState, Pipeline
+from mbr_live.sinks import (
+    BOUTS_SUFFIX,
+    LABELS_SUFFIX,
+    RUN_SUFFIX,
+    RunManifest,
+    SessionLog,
+    gap_ranges,
+    read_labels,
+    read_run,
+    write_run,
+)
+from mbr_live.status import CameraStatus, Liveness
+from mbr_live.types import RATE_FPS, Decision
+from mbr_live.wire import CameraReport, End, FrameHeader, Heartbeat, own_clock
+
+TIMINGS_SUFFIX = ".timings.csv"
+TIMINGS_HEADER = "frame,capture_to_receive_ms,capture_to_label_ms"
+
+STALE_AFTER_S = 1.0
+_FPS_OVER_S = 5.0
+
+
+class Timing(NamedTuple):
+    """When a frame was in memory, received and labelled; CLOCK_MONOTONIC of this machine."""
+
+    captured_ns: int | None  # None where that cannot be known, since it was captured by the clock of another machine
+    received_ns: int
+    labelled_ns: int
+
+    @property
+    def latency_ms(self) -> float | None:
+        """From capture to label."""
+        return None if self.captured_ns is None else (self.labelled_ns - self.captured_ns) / 1e6
+
+
+class Lane:
+    """One camera at the inference side: its state, its files and its figures."""
+
+    def __init__(
+        self, out: Path, camera: Camera, pipeline: Pipeline, template: RunManifest, reference: Reference | None
+    ) -> None:
+        self.name = camera.name
+        self._pipeline = pipeline
+        self._paths = {s: out / f"{camera.name}{s}" for s in (LABELS_SUFFIX, BOUTS_SUFFIX, RUN_SUFFIX, TIMINGS_SUFFIX)}
+        self._log, last_index = SessionLog.resume(
+            self._paths[LABELS_SUFFIX], self._paths[BOUTS_SUFFIX], pipeline.manifest
+        )
+        self.state: LaneState = pipeline.start(last_index)
+        try:
+            self.run = self._begin_run(camera, template, last_index)
+        except OSError:
+            self._log.close()
+            raise
+        self.backlog = Backlog(camera.name, self._log.write)
+        self._timings = WaitingRows(self._paths[TIMINGS_SUFFIX], TIMINGS_HEADER + "\n")
+        self.latency, self.on_the_way = LatencyHistogram(), LatencyHistogram()  # capture to label, to receipt
+        self.refused: Counter[str] = Counter()
+        self.session: str | None = None  # the capture process that sends
+        self.ended = False
+        self.report = CameraReport()
+        self.last_frame_s: float | None = None
+        self._recent_s: deque[float] = deque(maxlen=int(_FPS_OVER_S * RATE_FPS) * 4)
+        names = pipeline.manifest.behaviour_names
+        self._drift = Drift(reference, names, MEMORY_FRAMES) if reference else None
+
+    def _begin_run(self, camera: Camera, template: RunManifest, last_index: int) -> RunManifest:
+        path = self._paths[RUN_SUFFIX]
+        source = camera.source.model_dump_json()
+        run = template.model_copy(update={"recording": camera.name, "sources": [source]}, deep=True)
+        if path.exists() and last_index >= 0:
+            before = read_run(path)
+            # Once, also where the beginning had to be tried again.
+            run.started, run.restarts = before.started, sorted({*before.restarts, last_index})
+        write_run(path, run)
+        return run
+
+    def note_timing(self, header: FrameHeader, received_ns: int) -> Timing:
+        """Keep how long the frame took from capture to the written label."""
+        now_ns = time.monotonic_ns()
+        self.last_frame_s = now_ns / 1e9
+        self._recent_s.append(self.last_frame_s)
+        if header.clock != own_clock():
+            self._timings.append(f"{header.index},,\n")
+            return Timing(None, received_ns, now_ns)
+        latency_ms = (now_ns - header.captured_ns) / 1e6
+        self._timings.append(f"{header.index},{(received_ns - header.captured_ns) / 1e6:.3f},{latency_ms:.3f}\n")
+        self.latency.add(latency_ms)
+        self.on_the_way.add((received_ns - header.captured_ns) / 1e6)
+        return Timing(header.captured_ns, received_ns, now_ns)
+
+    def hear(self, message: Heartbeat | End) -> None:
+        """Take what the capture process says of itself and of its camera."""
+        self.report = message.report
+        self.run.capture, self.run.outages = message.counts.model_dump(), dict(message.report.outages)
+        self.run.clock = message.report.clock or self.run.clock
+
+    def note_drift(self, glance: Glance | None, decision: Decision) -> None:
+        """Keep what a frame looked like, once its label is out."""
+        if self._drift:
+            self._drift.hear([decision])
+            if glance:
+                self._drift.see(glance)
+
+    def _drifted(self) -> tuple[dict[str, float], list[str]]:
+        figures = self._drift.figures() if self._drift else {}
+        return figures, self._drift.drifted(figures) if self._drift else []
+
+    def finish(self, end: End) -> list[Decision]:
+        """Take the end of the session: account for the last ticks, which no frame will serve any more."""
+        self.hear(end)
+        self.ended = True
+        ticks = end.last_index - self.state.last_index
+        if ticks > MAX_JUMP_TICKS:
+            self.refused["jump"] += 1
+        if not 0 < ticks <= MAX_JUMP_TICKS:
+            return []
+        gaps, self.state = self._pipeline.gap(self.name, end.last_index + 1, end.origin_ns, self.state)
+        return gaps
+
+    def status(self, now_s: float) -> CameraStatus:
+        """How this camera is doing."""
+        recent = [at_s for at_s in self._recent_s if now_s - at_s <= _FPS_OVER_S]
+        drops = {key: value for key, value in self.run.capture.items() if key.startswith("dropped_") and value}
+        # What was neither dropped by capture nor refused here never came from the camera, or found no process.
+        unserved = self._log.rows["gap"] - sum(drops.values()) - self.refused["disk_full"] - self.refused["size"]
+        if unserved > 0:
+            drops["no_frame"] = unserved
+        drift, drifted = self._drifted()
+        return CameraStatus(
+            name=self.name,
+            state=self._liveness(now_s),
+            fps=round(len(recent) / _FPS_OVER_S, 1),
+            last_index=self.state.last_index,
+            latency=self.latency.summary(),
+            rows=dict(self._log.rows),
+            drops={**drops, **self.refused},
+            lost=self.report.lost,
+            lost_for_s=self.report.lost_for_s,
+            detail=self.report.detail,
+            outages=self.report.outages,
+            source_fps=self.report.source_fps,
+            alarms=self.report.alarms,
+            drift=drift,
+            drifted=drifted,
+            unrecorded=self.run.capture.get("unrecorded", 0),
+            unwritten=len(self.backlog),
+        )
+
+    def _liveness(self, now_s: float) -> Liveness:
+        if self.ended:
+            return "ended"
+        if self.last_frame_s is None:
+            return "waiting"
+        return "stale" if now_s - self.last_frame_s > STALE_AFTER_S else "live"
+
+    def close(self) -> None:
+        """End the session: close the open bouts, and complete the manifest. Unwritable on a full disk."""
+        self._log.close()
+        self._timings.close()
+        self.run.exit_status = "complete" if self.ended else "stopped"
+        self.run.finished = datetime.now(UTC).isoformat()
+        self.run.rows, self.run.bouts = dict(self._log.rows), dict(self._log.bout_counts)
+        self.run.drops = gap_ranges(read_labels(self._paths[LABELS_SUFFIX]))
+        self.run.window_px = self._pipeline.window_px(self.name, self.state.sight)
+        self.run.refused = dict(self.refused)
+        self.run.drift, self.run.drifted = self._drifted()
+        stages = {"capture_to_label": self.latency, "capture_to_receive": self.on_the_way}
+        self.run.timings = {f"{name}_{key}": ms for name, of in stages.items() for key, ms in of.summary().items()}
+        try:
+            write_run(self._paths[RUN_SUFFIX], self.run)
+        except OSError as error:
+            raise Unwritable(self._paths[RUN_SUFFIX], error.strerror or str(error), error.errno) from error

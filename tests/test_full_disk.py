@@ -1,0 +1,90 @@
+"""A disk that others filled to the last byte: labels wait for room, nothing fires, nobody dies, and all goes on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from live import simulated, system_config
+
+from mbr_live.config import Config
+from mbr_live.live.run import System
+from mbr_live.sinks import read_labels, read_run
+from mbr_live.status import CameraStatus, SystemStatus, parse_status
+from mbr_live.trigger_config import SerialOutput, Trigger, Watchdog
+from mbr_live.triggers.log import read_receipts
+from mbr_live.triggers.outputs.simulated_box import SimulatedBox
+from mbr_live.video.sources import read_journal
+from mbr_live.wire import StatusSubscriber
+
+
+def fill(disk: Path) -> Path:
+    """Every byte, as another program would."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file:
+        for size in (1_000_000, 4096, 1):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError:
+                continue
+    return ballast
+
+
+def looked_after(system: System, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
+    end_s = time.monotonic() + seconds
+    while time.monotonic() < end_s and not until():
+        system.look_after()
+        time.sleep(0.05)
+
+
+def status_of(config: Config) -> CameraStatus:
+    with closing(StatusSubscriber(config.wire.status)) as subscriber:
+        for data in subscriber.messages(5):
+            message = parse_status(data)
+            if isinstance(message, SystemStatus):
+                return message.cameras[0]
+    raise AssertionError("inference says nothing")
+
+
+def pids(system: System) -> list[int | None]:
+    return [child.pid for child in (system.inference, *system.captures, *system.outputs)]
+
+
+def with_trigger(config: Config, box: SimulatedBox) -> Config:
+    output = SerialOutput(kind="serial", name="laser", port=box.port, line=1)
+    trigger = Trigger(
+        name="stim", camera="cage", when="while", none=("grooming",), max_on_s=3600, resume_within_s=10,
+        outputs=("laser",),
+    )  # fmt: skip
+    update = {"trigger": (trigger,), "output": (output,), "watchdog": Watchdog(stale_after_s=0.5)}
+    return Config.model_validate(config.model_copy(update=update).model_dump())
+
+
+def test_labels_wait_for_room_and_none_is_lost(small_disk: Path) -> None:
+    with SimulatedBox() as box:
+        config = with_trigger(system_config(small_disk / "live", simulated("cage")), box)
+        with System(config) as system:
+            looked_after(system, 60, until=lambda: box.is_high(1))
+            before = pids(system)
+            ballast = fill(small_disk)
+            looked_after(system, 4.0)
+            full = status_of(config)
+            assert not box.is_high(1)  # nobody acts upon a label that is in no log
+            assert full.unwritten > 10
+            ballast.unlink()
+            looked_after(system, 30, until=lambda: status_of(config).unwritten == 0 and box.is_high(1))
+            assert box.is_high(1)
+            assert pids(system) == before
+            assert [child.restarts for child in (system.inference, *system.captures, *system.outputs)] == [0, 0, 0]
+    rows = list(read_labels(config.out / "cage.labels.csv"))
+    journal = {tick: source_frame for tick, source_frame, _ in read_journal(config.out / "cage.frames.csv")}
+    assert [row.index for row in rows] == list(range(len(rows)))
+    assert {row.index: row.source_frame for row in rows if row.status != "gap"} == journal  # all that was captured
+    assert read_run(config.out / "cage.run.json").exit_status == "complete"
+    # The receipts say how it ended: the edge itself waited for room too.
+    edges = [(row["edge"], row["trial"]) for row in read_receipts(config.out / "cage.triggers.csv") if row["edge"]]
+    decided = list(dict.fromkeys(edges))
+    assert decided[:2] == [("on", "1"), ("off", "1")]
