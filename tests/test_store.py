@@ -93,7 +93,8 @@ def test_however_it_grows_the_store_says_the_same(
     database = open_store(f"sqlite:///{folder / 'mbr.sqlite'}")
     labels, bouts = folder / "cage.labels.csv", folder / "cage.bouts.csv"
     write_run(folder / "cage.run.json", manifest(demo_bundle))
-    log, last = SessionLog.resume(labels, bouts, demo_bundle.manifest)
+    log = SessionLog.resume(labels, bouts, demo_bundle.manifest)
+    last = log.last_index
     for what, status, on, count in steps:
         if what == "rows":
             ticks = [count] if status is Status.GAP else [1] * count
@@ -108,7 +109,8 @@ def test_however_it_grows_the_store_says_the_same(
                 log.close()
             for file in (log._labels, log._bouts):
                 file.close()
-            log, last = SessionLog.resume(labels, bouts, demo_bundle.manifest)
+            log = SessionLog.resume(labels, bouts, demo_bundle.manifest)
+            last = log.last_index
     log.close()
     write_run(folder / "cage.run.json", manifest(demo_bundle, exit_status="complete"))
     store_folder(folder, database)
