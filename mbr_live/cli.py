@@ -183,6 +183,21 @@ def store(
 
 
 @app.command()
+def parquet(
+    sources: Annotated[list[Path], typer.Argument(help="Folders of logs; or the configuration of a running system.")],
+) -> None:
+    """Closed label files as Parquet too: once for folders, until stopped for a running system (extra `store`)."""
+    try:
+        from mbr_live.store.parquet_program import follow_parquet, parquet_program
+    except ModuleNotFoundError as error:
+        raise MbrError(f"parquet: {error.name} is not installed. Run: pip install 'mbr-live[store]'") from error
+    if len(sources) == 1 and sources[0].is_file():
+        follow_parquet(load_config(sources[0]))
+    else:
+        parquet_program(sources)
+
+
+@app.command()
 def clips(
     source: Annotated[Path, typer.Argument(help="Folder of logs; or the configuration of a running system.")],
     out: Annotated[Path | None, typer.Option(help="Folder for the clips; else clips/ in the folder of logs.")] = None,

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mbr_live.label_segments import Rotation
 from mbr_live.trigger_config import Output, Trigger, Watchdog, anchored_output, anchored_trigger, check_names
 from mbr_live.types import DEFAULT_ENGINE, EngineWish, MbrError
 
@@ -186,6 +187,19 @@ class Recording(_Section):
     post_s: Annotated[float, Field(ge=0, le=600)] = 3.0  # ... and after it
 
 
+class Labels(_Section):
+    """The files of the label logs."""
+
+    rotate: Rotation = "off"  # whether a file is closed when its hour or day (UTC) is over
+    parquet: bool = False  # a Parquet file beside every one that is closed
+
+    @model_validator(mode="after")
+    def _closes_some(self) -> Self:
+        if self.parquet and self.rotate == "off":
+            raise ValueError('parquet is made of closed files, and none is closed: set rotate = "hour" or "day"')
+        return self
+
+
 class Monitor(_Section):
     """The monitor process: metrics for Prometheus, and a command that is told of alarms."""
 
@@ -215,6 +229,7 @@ class Config(_Section):
     engine: EngineWish = DEFAULT_ENGINE
     calibration: Path = Path("calibration")  # folder of what `mbr-live calibrate camera` wrote
     wire: Wire = Wire()
+    labels: Labels = Labels()
     recording: Recording = Recording()
     monitor: Monitor | None = None
     store: Store | None = None

@@ -14,10 +14,11 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import FileIO
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -25,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mbr_live.appending import Unwritable, WaitingRows, append
 from mbr_live.bundle import Manifest
+from mbr_live.label_segments import LabelFile, Rotation, closed_segments, first_frame_of, segment_folder
 from mbr_live.stages.decide import Bout, BoutState, end_bout, follow_bout
 from mbr_live.types import RATE_FPS, TICK_NS, Decision, MbrError, Status
 
@@ -124,8 +126,9 @@ class BoutFollower:
 class SessionLog:
     """Label log and bout log of one recording. Every row that `write` took is in the label log when it returns."""
 
-    def __init__(self, labels: FileIO, bouts: WaitingRows, manifest: Manifest, follower: BoutFollower) -> None:
-        self._labels, self._bouts, self._follower = labels, bouts, follower
+    def __init__(self, labels: LabelFile, bouts: WaitingRows, manifest: Manifest, last_index: int = -1) -> None:
+        self._labels, self._bouts, self._follower = labels, bouts, BoutFollower(manifest)
+        self.last_index = last_index  # the last tick that is in the log
         self.rows: Counter[str] = Counter()
         self.bout_counts: Counter[str] = Counter(dict.fromkeys(manifest.behaviour_names, 0))
 
@@ -133,26 +136,29 @@ class SessionLog:
     def create(cls, labels: Path, bouts: Path, manifest: Manifest) -> SessionLog:
         """Begin new files; what stands under these names is overwritten."""
         FileIO(bouts, "w").close()
-        log = cls(FileIO(labels, "w"), WaitingRows(bouts), manifest, BoutFollower(manifest))
+        _begin(labels, manifest)
+        log = cls(LabelFile(labels, label_header(manifest) + "\n", "off", first=None), WaitingRows(bouts), manifest)
         with _closed_on_error(log):
-            log._write(log._labels, [label_header(manifest) + "\n"])
             log._bouts.write(BOUTS_HEADER + "\n")
         return log
 
     @classmethod
-    def resume(cls, labels: Path, bouts: Path, manifest: Manifest) -> tuple[SessionLog, int]:
+    def resume(cls, labels: Path, bouts: Path, manifest: Manifest, rotation: Rotation = "off") -> SessionLog:
         """Go on with the files of a session that was interrupted; begin them where there are none.
 
-        Returns the log and the last tick in it (-1: none).
         A last row that was torn off by a power cut goes; the bout log is made anew from the label log.
         """
         if not labels.exists() or labels.stat().st_size == 0:
-            return cls.create(labels, bouts, manifest), -1
+            _begin(labels, manifest)
         cut_torn_row(labels)
         remade = bouts.with_name(bouts.name + PART_SUFFIX)
         FileIO(remade, "w").close()
-        log = cls(FileIO(labels, "a"), WaitingRows(remade), manifest, BoutFollower(manifest))
-        last_index = -1
+        with labels.open("rb") as file:
+            start = next(_rows_in(file, labels, manifest, 0, growing=False), None)
+        first = (start.index, start.time_ns) if start else None
+        log = cls(
+            LabelFile(labels, label_header(manifest) + "\n", rotation, first=first), WaitingRows(remade), manifest
+        )
         with _closed_on_error(log):
             log._bouts.write(BOUTS_HEADER + "\n")
             for row in read_labels(labels, manifest):
@@ -160,26 +166,26 @@ class SessionLog:
                 for bout in log._follower.follow(row.index, row.labels, row.probabilities):
                     log._bouts.write(bout_row(bout))
                     log.bout_counts[bout.behaviour] += 1
-                last_index = row.index
+                log.last_index = row.index
             remade.replace(bouts)
-        return log, last_index
+        return log
 
     def write(self, decision: Decision) -> None:
         """Append the rows of a decision, and the bouts that they end.
 
-        Unwritable when the disk does not take all of its rows; then none is in the log, and it may be tried again.
+        Unwritable when the disk does not take all of its rows. It may be tried again: nothing is written twice.
         """
-        position = self._labels.seek(0, os.SEEK_END)
-        try:
-            self._write(self._labels, label_rows(decision))
-        except Unwritable:
-            self._labels.truncate(position)
-            raise
-        self.rows[decision.status] += decision.ticks
-        if decision.status is Status.GAP:
-            self._note_bouts(self._follower.follow_gap(decision.index, decision.labels, decision.ticks))
-        else:
-            self._note_bouts(self._follower.follow(decision.index, decision.labels, decision.probabilities))
+        for piece in self._labels.pieces(decision):
+            if piece.index <= self.last_index:
+                continue  # there since the last try
+            self._labels.make_ready_for(piece)
+            self._append(piece)
+            self.last_index = piece.index + piece.ticks - 1
+            self.rows[piece.status] += piece.ticks
+            if piece.status is Status.GAP:
+                self._note_bouts(self._follower.follow_gap(piece.index, piece.labels, piece.ticks))
+            else:
+                self._note_bouts(self._follower.follow(piece.index, piece.labels, piece.probabilities))
 
     def write_all(self, decisions: Iterable[Decision]) -> None:
         """Append the rows of several decisions."""
@@ -199,16 +205,21 @@ class SessionLog:
             self._bouts.append(bout_row(bout))
             self.bout_counts[bout.behaviour] += 1
 
-    @staticmethod
-    def _write(file: FileIO, rows: Iterable[str]) -> None:
-        batch: list[str] = []
-        for row in rows:
-            batch.append(row)
-            if len(batch) == _ROWS_PER_WRITE:
+    def _append(self, piece: Decision) -> None:
+        """All rows of a piece, or none."""
+        file, rows = self._labels.file, label_rows(piece)
+        position = file.seek(0, os.SEEK_END)
+        try:
+            while batch := list(islice(rows, _ROWS_PER_WRITE)):
                 append(file, "".join(batch))
-                batch.clear()
-        if batch:
-            append(file, "".join(batch))
+        except Unwritable:
+            file.truncate(position)
+            raise
+
+
+def _begin(labels: Path, manifest: Manifest) -> None:
+    with closing(FileIO(labels, "w")) as file:
+        append(file, label_header(manifest) + "\n")
 
 
 @contextmanager
@@ -238,23 +249,58 @@ class LabelRow:
 def read_labels(
     path: Path, manifest: Manifest | None = None, *, from_frame: int = 0, growing: bool = False
 ) -> Iterator[LabelRow]:
-    """The rows of a label log, from a frame on; with `manifest`, it must be a log of that bundle's behaviours.
+    """The rows of a label log, closed segments included, from a frame on; with `manifest`, it must be a log of that
+    bundle's behaviours.
 
     `growing`: the log may be written to meanwhile, so a last row without an end is not one yet.
     """
-    with path.open("rb") as file:
-        header = next(csv.reader([file.readline().decode()]), [])
-        behaviours = len(_logged(path, header))
-        if manifest is not None and ",".join(header) != label_header(manifest):
-            raise MbrError(
-                f"{path}: this log has the columns {','.join(header)!r}, the bundle {manifest.name} writes "
-                f"{label_header(manifest)!r}. Use the bundle that the session began with, or another folder."
-            )
-        if from_frame:
-            _seek_row(file, from_frame)
-        lines = (line.decode() for line in file if not growing or line.endswith(b"\n"))
-        for row in csv.reader(lines):
-            yield _label_row(path, row, behaviours)
+    newest = path.open("rb") if path.exists() or not segment_folder(path).is_dir() else None
+    segments = closed_segments(path)  # after `newest` was opened: it may be moved here meanwhile, and is read once
+    try:
+        for segment, next_one in zip_longest(segments, segments[1:]):
+            if next_one is not None and first_frame_of(next_one) <= from_frame:
+                continue
+            with segment.open("rb") as file:
+                for row in _rows_in(file, segment, manifest, from_frame, growing=False):
+                    yield row
+                    from_frame = row.index + 1
+        if newest is not None:
+            yield from _rows_in(newest, path, manifest, from_frame, growing=growing)
+    finally:
+        if newest is not None:
+            newest.close()
+
+
+def last_frame(path: Path) -> int:
+    """The last frame of a label log; -1 where there is none."""
+    for file in (path, *reversed(closed_segments(path))):
+        if not file.exists():
+            continue
+        with file.open("rb") as log:
+            log.seek(max(0, file.stat().st_size - 8192))
+            rows = log.read().split(b"\n")[:-1]
+        first = rows[-1].split(b",")[0] if rows else b""
+        if first.isdigit():
+            return int(first)
+    return -1
+
+
+def _rows_in(
+    file: BinaryIO, path: Path, manifest: Manifest | None, from_frame: int, *, growing: bool
+) -> Iterator[LabelRow]:
+    """The rows of one file of a label log."""
+    header = next(csv.reader([file.readline().decode()]), [])
+    behaviours = len(_logged(path, header))
+    if manifest is not None and ",".join(header) != label_header(manifest):
+        raise MbrError(
+            f"{path}: this log has the columns {','.join(header)!r}, the bundle {manifest.name} writes "
+            f"{label_header(manifest)!r}. Use the bundle that the session began with, or another folder."
+        )
+    if from_frame:
+        _seek_row(file, from_frame)
+    lines = (line.decode() for line in file if not growing or line.endswith(b"\n"))
+    for row in csv.reader(lines):
+        yield _label_row(path, row, behaviours)
 
 
 def _seek_row(file: BinaryIO, frame: int) -> None:
@@ -277,7 +323,8 @@ def _seek_row(file: BinaryIO, frame: int) -> None:
 
 def logged_behaviours(path: Path) -> tuple[str, ...]:
     """The behaviours [K] of a label log, in the order of its columns."""
-    with path.open(newline="") as lines:
+    shown = path if path.exists() else next(iter(closed_segments(path)), path)
+    with shown.open(newline="") as lines:
         return _logged(path, next(csv.reader(lines), []))
 
 

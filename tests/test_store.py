@@ -21,13 +21,27 @@ from hypothesis import strategies as st
 from live import mbr_live, simulated, system_config
 from sqlalchemy import Engine, delete, func, select
 from sqlalchemy.orm import Session
+from trigger_rig import Labels, listening, outcomes, output_process, receipts, rig_config, trigger, wait_for
 
-from mbr_live.bundle import Bundle
-from mbr_live.config import Store
+from mbr_live.bundle import Bundle, load_bundle
+from mbr_live.cameras.log import CameraLog
+from mbr_live.config import DEMO_BUNDLE, Store
 from mbr_live.live.run import System
 from mbr_live.sinks import RunManifest, SessionLog, read_labels, write_run
 from mbr_live.store.loading import store_folder
-from mbr_live.store.tables import BoutRow, SessionRow, TotalRow, UnknownRow, open_store
+from mbr_live.store.tables import (
+    AlarmRow,
+    BoutRow,
+    LatencyRow,
+    OutageRow,
+    ReceiptRow,
+    SessionRow,
+    TotalRow,
+    UnknownRow,
+    open_store,
+)
+from mbr_live.trigger_config import SerialOutput
+from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 from mbr_live.types import UNKNOWN, Decision, MbrError, Status
 
 
@@ -93,7 +107,8 @@ def test_however_it_grows_the_store_says_the_same(
     database = open_store(f"sqlite:///{folder / 'mbr.sqlite'}")
     labels, bouts = folder / "cage.labels.csv", folder / "cage.bouts.csv"
     write_run(folder / "cage.run.json", manifest(demo_bundle))
-    log, last = SessionLog.resume(labels, bouts, demo_bundle.manifest)
+    log = SessionLog.resume(labels, bouts, demo_bundle.manifest)
+    last = log.last_index
     for what, status, on, count in steps:
         if what == "rows":
             ticks = [count] if status is Status.GAP else [1] * count
@@ -108,7 +123,8 @@ def test_however_it_grows_the_store_says_the_same(
                 log.close()
             for file in (log._labels, log._bouts):
                 file.close()
-            log, last = SessionLog.resume(labels, bouts, demo_bundle.manifest)
+            log = SessionLog.resume(labels, bouts, demo_bundle.manifest)
+            last = log.last_index
     log.close()
     write_run(folder / "cage.run.json", manifest(demo_bundle, exit_status="complete"))
     store_folder(folder, database)
@@ -210,6 +226,53 @@ def test_a_running_system_in_postgresql(postgresql: str, tmp_path: Path) -> None
         session.commit()
         assert session.scalar(select(func.count()).select_from(UnknownRow)) == 0
     database.dispose()
+
+
+def test_what_happened_beside_the_labels(postgresql: str, tmp_path: Path) -> None:
+    """Outages, alarms, receipts and latencies: in both databases what the logs say, and nothing twice."""
+    out = tmp_path / "live"
+    with SimulatedBox() as box:
+        laser = SerialOutput(kind="serial", name="laser", port=box.port, line=1)
+        config = rig_config(out, [trigger([laser])], [laser])
+        with closing(Labels(config)) as labels, output_process(config):
+            listening(config, labels)
+            labels.play([0, 1, 1, 0])
+            wait_for(lambda: ("confirmed", "off", "laser", "") in outcomes(config), "the receipts")
+    with closing(CameraLog(out / "cage.camera.csv")) as log:
+        log.began_with(0, 0, 640, 480, "host")
+        log.lost(9 * 10**8, 9, "stalled", "no frame")
+        log.back(2 * 10**9, 20, 640, 480, "")
+        log.alarm(3 * 10**9, 30, "blurred", "soft", raised=True)
+        log.alarm(4 * 10**9, 40, "blurred", "", raised=False)
+        log.alarm(5 * 10**9, 50, "moved", "by 9 px", raised=True)
+    run = manifest(load_bundle(DEMO_BUNDLE)).model_copy(update={"timings": {"capture_to_label_p50_ms": 3.5}})
+    write_run(out / "cage.run.json", run)
+    for url in (postgresql, f"sqlite:///{tmp_path / 'mbr.sqlite'}"):
+        database = open_store(url)
+        for _ in range(2):
+            store_folder(out, database)
+        with Session(database) as session:
+            (outage,) = session.scalars(select(OutageRow)).all()
+            assert (outage.cause, outage.start_frame, outage.stop_frame) == ("stalled", 10, 19)
+            alarms = session.scalars(select(AlarmRow)).all()
+            assert {(row.name, row.raised_frame, row.cleared_frame) for row in alarms} == {
+                ("blurred", 30, 40), ("moved", 50, None),
+            }  # fmt: skip
+            kept = session.scalars(select(ReceiptRow).order_by(ReceiptRow.number)).all()
+            logged = receipts(config)
+            assert [(row.what, row.trigger, row.edge, row.output) for row in kept] == [
+                (row["what"], row["trigger"], row["edge"], row["output"]) for row in logged
+            ]
+            assert [row.confirmed_ns for row in kept if row.what == "confirmed"] == [
+                int(row["confirmed_ns"]) for row in logged if row["what"] == "confirmed"
+            ]
+            stages = {(row.stage, row.quantile): row.ms for row in session.scalars(select(LatencyRow))}
+            assert stages["capture_to_label", "p50"] == 3.5 and ("capture_to_sent", "p99") in stages
+            session.execute(delete(SessionRow))
+            session.commit()
+            for table in (OutageRow, AlarmRow, ReceiptRow, LatencyRow):
+                assert session.scalar(select(func.count()).select_from(table)) == 0
+        database.dispose()
 
 
 def test_files_in_sqlite_and_what_people_ask_of_it(box_video: Path, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def _lanes(
     """All lanes, to be closed by `stack`; or none, and the error."""
     with ExitStack() as attempt:
         lanes = {
-            camera.name: attempt.enter_context(closing(Lane(config.out, camera, pipeline, template, reference)))
+            camera.name: attempt.enter_context(closing(Lane(config, camera, pipeline, template, reference)))
             for camera in config.camera
         }
         stack.enter_context(attempt.pop_all())

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import NamedTuple
 
 from mbr_live.appending import Unwritable, WaitingRows
-from mbr_live.config import Camera
+from mbr_live.config import Camera, Config
 from mbr_live.drift import MEMORY_FRAMES, Drift, Glance, Reference
 from mbr_live.latency import LatencyHistogram
 from mbr_live.live.arrivals import MAX_JUMP_TICKS
@@ -54,14 +53,21 @@ class Lane:
     """One camera at the inference side: its state, its files and its figures."""
 
     def __init__(
-        self, out: Path, camera: Camera, pipeline: Pipeline, template: RunManifest, reference: Reference | None
+        self,
+        config: Config,
+        camera: Camera,
+        pipeline: Pipeline,
+        template: RunManifest,
+        reference: Reference | None,
     ) -> None:
+        out = config.out
         self.name = camera.name
         self._pipeline = pipeline
         self._paths = {s: out / f"{camera.name}{s}" for s in (LABELS_SUFFIX, BOUTS_SUFFIX, RUN_SUFFIX, TIMINGS_SUFFIX)}
-        self._log, last_index = SessionLog.resume(
-            self._paths[LABELS_SUFFIX], self._paths[BOUTS_SUFFIX], pipeline.manifest
+        self._log = SessionLog.resume(
+            self._paths[LABELS_SUFFIX], self._paths[BOUTS_SUFFIX], pipeline.manifest, config.labels.rotate
         )
+        last_index = self._log.last_index
         self.state: LaneState = pipeline.start(last_index)
         try:
             self.run = self._begin_run(camera, template, last_index)

@@ -68,7 +68,10 @@ class System:
             for camera in config.camera
         ]
 
-        aside = {"monitor": config.monitor, "store": config.store, "clips": config.recording.clips}
+        aside = {
+            "monitor": config.monitor, "store": config.store, "clips": config.recording.clips,
+            "parquet": config.labels.parquet,
+        }  # fmt: skip
         self.aside = [
             Child(name, (name, str(self.config_path)), logs / f"{name}.log", restarts_per_minute)
             for name, wanted in aside.items()

@@ -27,6 +27,7 @@ from mbr_live.sinks import (
     read_labels,
     read_run,
 )
+from mbr_live.store.events import take_events
 from mbr_live.store.tables import BoutRow, SessionRow, TotalRow, UnknownRow
 from mbr_live.types import UNKNOWN, Status
 
@@ -51,6 +52,7 @@ def _store(run_path: Path, database: Engine) -> Stored:
     with Session(database) as session, session.begin():
         row = _session_row(session, run)
         frames = _take_labels(session, row, labels, ended=run.exit_status != "running") if labels.exists() else 0
+        take_events(session, row, run, run_path.with_name(stem))
         return Stored(run.recording, frames, _take_bouts(session, row, bouts) if bouts.exists() else 0)
 
 

@@ -35,6 +35,8 @@ class SessionRow(Base):
     frames: Mapped[int] = mapped_column(_Frame, default=0)  # rows of the label log that are in the store
     bouts_bytes: Mapped[int] = mapped_column(_Frame, default=0)  # of the bout log that is in the store
     bouts_sha256: Mapped[str] = mapped_column(default="")
+    camera_bytes: Mapped[int] = mapped_column(_Frame, default=0)  # of the camera's log that is in the store
+    triggers_bytes: Mapped[int] = mapped_column(_Frame, default=0)  # of the receipts
 
 
 class BoutRow(Base):
@@ -74,6 +76,68 @@ class TotalRow(Base):
     on_frames: Mapped[int] = mapped_column(_Frame, default=0)
     off_frames: Mapped[int] = mapped_column(_Frame, default=0)
     unknown_frames: Mapped[int] = mapped_column(_Frame, default=0)
+
+
+class OutageRow(Base):
+    """A stretch without frames from the camera."""
+
+    __tablename__ = "outages"
+
+    session_id: Mapped[int] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)  # in order, from 0
+    cause: Mapped[str]
+    start_frame: Mapped[int] = mapped_column(_Frame)
+    stop_frame: Mapped[int | None] = mapped_column(_Frame)  # None while it lasts
+    duration_s: Mapped[float | None]
+
+
+class AlarmRow(Base):
+    """A time in which something was wrong with the pictures of the camera."""
+
+    __tablename__ = "alarms"
+
+    session_id: Mapped[int] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]  # blind, blurred, moved, slow
+    raised_frame: Mapped[int] = mapped_column(_Frame)
+    raised_ns: Mapped[int] = mapped_column(BigInteger)
+    cleared_frame: Mapped[int | None] = mapped_column(_Frame)  # None while it is raised
+    cleared_ns: Mapped[int | None] = mapped_column(BigInteger)
+    detail: Mapped[str]
+
+
+class ReceiptRow(Base):
+    """A row of the receipts of triggers: what was decided or skipped, and what became of it at an output."""
+
+    __tablename__ = "receipts"
+
+    session_id: Mapped[int] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True)
+    what: Mapped[str]  # decided, skipped; sent, confirmed, failed
+    trigger: Mapped[str]
+    trial: Mapped[int]
+    edge: Mapped[str]  # on, off; empty where it was skipped
+    frame: Mapped[int] = mapped_column(_Frame)
+    sham: Mapped[bool]
+    dry_run: Mapped[bool | None]  # None: of a delivery, which has that of its decision
+    why: Mapped[str]
+    on_s: Mapped[float | None]
+    decided_ns: Mapped[int] = mapped_column(BigInteger)
+    output: Mapped[str]  # empty: of a decision
+    sent_ns: Mapped[int | None] = mapped_column(BigInteger)
+    confirmed_ns: Mapped[int | None] = mapped_column(BigInteger)
+    attempts: Mapped[int | None]
+
+
+class LatencyRow(Base):
+    """How long a stage took in a session, in ms."""
+
+    __tablename__ = "latencies"
+
+    session_id: Mapped[int] = mapped_column(ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True)
+    stage: Mapped[str] = mapped_column(primary_key=True)  # capture_to_label, capture_to_sent, ...
+    quantile: Mapped[str] = mapped_column(primary_key=True)  # p50, p95, p99, max
+    ms: Mapped[float]
 
 
 def open_store(url: str) -> Engine:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mbr_live.appending import WaitingRows
 from mbr_live.latency import LatencyHistogram
-from mbr_live.sinks import LABELS_SUFFIX, cut_torn_row, write_atomically
+from mbr_live.sinks import LABELS_SUFFIX, cut_torn_row, last_frame, write_atomically
 from mbr_live.triggers.machine import Action, TriggerRule, TriggerState, finish, recall
 from mbr_live.triggers.outputs.protocol import TriggerMessage
 from mbr_live.triggers.outputs.workers import Delivery
@@ -319,21 +319,11 @@ def _read_summary(path: Path) -> Summary:
 
 
 def _check_same_session(out: Path, camera: str, past: Past) -> None:
-    last_frame = max((state.last_index for state in past.states.values()), default=-1)
+    last_known = max((state.last_index for state in past.states.values()), default=-1)
     labels = out / f"{camera}{LABELS_SUFFIX}"
-    last_label = _last_label(labels)
-    if last_frame > last_label:
+    last_label = last_frame(labels)
+    if last_known > last_label:
         raise MbrError(
-            f"{labels}: ends at frame {last_label}, but {camera}{TRIGGERS_SUFFIX} knows of frame {last_frame}: they "
+            f"{labels}: ends at frame {last_label}, but {camera}{TRIGGERS_SUFFIX} knows of frame {last_known}: they "
             "are not of the same session. Use another folder (out), or put the old files aside together."
         )
-
-
-def _last_label(path: Path) -> int:
-    if not path.exists():
-        return -1
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 8192))
-        rows = file.read().split(b"\n")[:-1]
-    first = rows[-1].split(b",")[0] if rows else b""
-    return int(first) if first.isdigit() else -1

@@ -1,0 +1,198 @@
+"""A label log in hours or days is the same log: to readers, to the bouts, after a crash, and as Parquet."""
+
+from __future__ import annotations
+
+import math
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from live import mbr_live, simulated, system_config
+from pydantic import ValidationError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from mbr_live.bundle import Bundle
+from mbr_live.cameras.session_clock import CLOCK_SUFFIX, _Kept
+from mbr_live.config import Labels
+from mbr_live.label_segments import PERIOD_NS, closed_segments, first_frame_of, in_periods
+from mbr_live.live.run import System
+from mbr_live.sinks import SessionLog, label_rows, last_frame, read_labels
+from mbr_live.store.loading import store_folder
+from mbr_live.store.parquet import convert_folder, table_of, text_of
+from mbr_live.store.tables import TotalRow, open_store
+from mbr_live.types import RATE_FPS, TICK_NS, UNKNOWN, Decision, Status
+
+HOUR_NS = PERIOD_NS["hour"]
+
+
+def decision(index: int, origin_ns: int, *, on: int = 0, ticks: int = 1) -> Decision:
+    known = ticks == 1
+    return Decision(
+        "cage", index, index if known else UNKNOWN, origin_ns + index * TICK_NS, Status.OK if known else Status.GAP,
+        10.0 + index if known else math.nan, 20.5 if known else math.nan, (0.123456, 0.75) if known else (),
+        (on, 0) if known else (UNKNOWN, UNKNOWN), ticks,
+    )  # fmt: skip
+
+
+@given(st.integers(0, 3 * HOUR_NS), st.integers(1, 120_000), st.sampled_from(["hour", "day"]))
+def test_a_gap_is_cut_at_the_borders_and_nowhere_else(time_ns: int, ticks: int, rotation: str) -> None:
+    whole = decision(7, time_ns - 7 * TICK_NS, ticks=max(2, ticks))
+    period_ns = PERIOD_NS[rotation]  # type: ignore[index]
+    pieces = list(in_periods(whole, period_ns))
+    assert "".join(row for piece in pieces for row in label_rows(piece)) == "".join(label_rows(whole))
+    for piece in pieces:
+        last_ns = piece.time_ns + (piece.ticks - 1) * TICK_NS
+        assert piece.time_ns // period_ns == last_ns // period_ns
+    for before, after in pairwise(pieces):
+        assert before.time_ns // period_ns != after.time_ns // period_ns
+    assert list(in_periods(whole, 0)) == [whole]
+
+
+SCRIPT = st.lists(
+    st.one_of(
+        st.tuples(st.just("frames"), st.integers(1, 30)),
+        st.tuples(st.just("gap"), st.integers(2, 80_000)),
+        st.tuples(st.just("killed"), st.just(0)),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(script=SCRIPT, origin_ns=st.integers(0, HOUR_NS))
+@settings(max_examples=25, deadline=None)
+def test_segments_are_the_log(
+    script: list[tuple[str, int]], origin_ns: int, tmp_path_factory: pytest.TempPathFactory, demo_bundle: Bundle
+) -> None:
+    folder = tmp_path_factory.mktemp("segments")
+    manifest = demo_bundle.manifest
+    paths = {kind: (folder / f"{kind}.labels.csv", folder / f"{kind}.bouts.csv") for kind in ("off", "hour")}
+    logs = {kind: SessionLog.resume(*paths[kind], manifest, kind) for kind in paths}  # type: ignore[arg-type]
+    for what, count in script:
+        for kind, log in logs.items():
+            if what == "killed":
+                for file in (log._labels, log._bouts):
+                    file.close()
+                logs[kind] = SessionLog.resume(*paths[kind], manifest, kind)  # type: ignore[arg-type]
+                assert logs[kind].last_index == log.last_index
+            elif what == "gap":
+                log.write(decision(log.last_index + 1, origin_ns, ticks=count))
+            else:
+                for index in range(log.last_index + 1, log.last_index + 1 + count):
+                    log.write(decision(index, origin_ns, on=int(index % 40 < 20)))
+    for log in logs.values():
+        log.close()
+    (labels, bouts), (one, bouts_of_one) = paths["hour"], paths["off"]
+    header, *rows = one.read_text().splitlines(keepends=True)
+    found = []
+    for path in (*closed_segments(labels), labels):
+        first, *rest = path.read_text().splitlines(keepends=True)
+        assert first == header
+        found += rest
+    assert found == rows
+    assert bouts.read_bytes() == bouts_of_one.read_bytes()
+    hours = [[row.time_ns // HOUR_NS for row in read_labels(path)] for path in closed_segments(labels)]
+    assert all(len(set(of_one)) == 1 for of_one in hours)
+    assert len({of_one[0] for of_one in hours}) == len(hours)
+    assert [str(row) for row in read_labels(labels)] == [str(row) for row in read_labels(one)]
+    middle = logs["off"].last_index // 2
+    assert [row.index for row in read_labels(labels, from_frame=middle)] == [
+        row.index for row in read_labels(one, from_frame=middle)
+    ]
+    assert last_frame(labels) == last_frame(one) == logs["off"].last_index
+
+
+def test_who_reads_while_a_segment_closes_misses_nothing_and_reads_nothing_twice(
+    tmp_path: Path, demo_bundle: Bundle
+) -> None:
+    labels, border = tmp_path / "cage.labels.csv", 50
+    log = SessionLog.resume(labels, tmp_path / "cage.bouts.csv", demo_bundle.manifest, "hour")
+    origin_ns = HOUR_NS - border * TICK_NS
+    for index in range(border):
+        log.write(decision(index, origin_ns))
+    rows = read_labels(labels, growing=True)
+    seen = [next(rows).index for _ in range(3)]  # the file is open
+    for index in range(border, border + 20):
+        log.write(decision(index, origin_ns))
+    assert [first_frame_of(path) for path in closed_segments(labels)] == [0]
+    seen += [row.index for row in rows]
+    assert seen == list(range(border))  # as of when it was opened
+    assert [row.index for row in read_labels(labels, from_frame=border)] == list(range(border, border + 20))
+    log.close()
+
+
+LINES = st.lists(
+    st.builds(
+        lambda status, x, p: (status, x, p),
+        st.sampled_from(["ok", "gap", "lost", "warmup"]),
+        st.integers(0, 40_000),
+        st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)),
+    ),
+    max_size=30,
+)
+
+
+@given(LINES)
+def test_parquet_says_what_the_text_says(lines: list[tuple[str, int, tuple[int, int]]]) -> None:
+    text = "frame,source_frame,time_ns,status,x_px,y_px,p_grooming,p_rearing,grooming,rearing\n"
+    for n, (status, x, (p, q)) in enumerate(lines):
+        known = f"{x / 10:.1f},{x / 20:.1f},{p / 1e6:.6f},{q / 1e6:.6f},1,0" if status == "ok" else ",,,,-1,-1"
+        text += f"{n},{3 * n},{1_700_000_000_000_000_000 + n * TICK_NS},{status},{known}\n"
+    assert text_of(table_of(text)) == text
+
+
+def test_a_live_session_crosses_the_hour(tmp_path: Path) -> None:
+    """It goes on shortly before the hour by its own clock; what is closed then agrees with the store, to the frame."""
+    plain = system_config(tmp_path / "live", simulated("cage"))
+    config = plain.model_copy(update={"labels": Labels(rotate="hour", parquet=True)})
+    labels, clock = config.out / "cage.labels.csv", config.out / f"cage{CLOCK_SUFFIX}"
+    with System(config):
+        _until(lambda: last_frame(labels) > 20)
+    kept = _Kept.model_validate_json(clock.read_text())
+    now_ns = time.monotonic_ns() + kept.offset_ns
+    ahead_ns = HOUR_NS - now_ns % HOUR_NS - int(5e9)
+    if ahead_ns < 0:
+        pytest.skip("the hour is about to end by itself")
+    clock.write_text(kept.model_copy(update={"offset_ns": kept.offset_ns + ahead_ns}).model_dump_json())
+    with System(config):
+        _until(lambda: len(closed_segments(labels)) == 1 and last_frame(labels) > first_of(labels) + 20)
+    rows = list(read_labels(labels))
+    assert [row.index for row in rows] == list(range(len(rows)))
+    (segment,) = closed_segments(labels)
+    assert {row.time_ns // HOUR_NS for row in read_labels(segment)} == {rows[0].time_ns // HOUR_NS}
+    assert len(rows) > ahead_ns / 1e9 * RATE_FPS
+    list(convert_folder(config.out))
+    assert segment.with_suffix(".parquet").exists()
+    database = open_store(f"sqlite:///{tmp_path / 'mbr.sqlite'}")
+    for _ in range(2):
+        store_folder(config.out, database)
+    with Session(database) as session:
+        for k, name in enumerate(("grooming", "rearing")):
+            total = session.scalars(select(TotalRow).where(TotalRow.behaviour == name)).one()
+            counted = [sum(row.labels[k] == label for row in rows) for label in (1, 0, UNKNOWN)]
+            assert [total.on_frames, total.off_frames, total.unknown_frames] == counted
+    database.dispose()
+
+
+def first_of(labels: Path) -> int:
+    """The first frame of the file that grows."""
+    rows = labels.read_text().splitlines()[1:]
+    return int(rows[0].split(",")[0]) if rows else last_frame(labels)
+
+
+def _until(found: object, seconds: float = 60.0) -> None:
+    deadline_s = time.monotonic() + seconds
+    while not found():  # type: ignore[operator]
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+
+
+def test_what_parquet_refuses(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="none is closed"):
+        Labels(parquet=True)
+    done = mbr_live("parquet", tmp_path)
+    assert done.returncode == 2 and "no closed label files" in done.stderr
