@@ -32,7 +32,7 @@ check: .venv/development
 
 # Real servers for the tests (cameras by RTSP, an MQTT broker, a database), where they can be had; without them tests skip,
 # and say so.
-SERVERS := mosquitto postgresql gir1.2-gst-rtsp-server-1.0 python3-gst-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
+SERVERS := aravis-tools mosquitto postgresql gir1.2-gst-rtsp-server-1.0 python3-gst-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
 	gstreamer1.0-plugins-ugly
 .venv/servers: .venv/bin/python
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

@@ -126,7 +126,15 @@ class BaslerCamera(_Section):
     fps: Annotated[float, Field(gt=0)] | None = None
 
 
-CameraSource = Simulated | VideoSource | OpenCvCamera | RtspCamera | MjpegCamera | BaslerCamera
+class GigECamera(_Section):
+    """A GigE Vision camera of any maker, through Aravis."""
+
+    kind: Literal["gige"]
+    address: str | None = None  # IP address, or its name in Aravis; needed where there is more than one
+    fps: Annotated[float, Field(gt=0)] | None = None
+
+
+CameraSource = Simulated | VideoSource | OpenCvCamera | RtspCamera | MjpegCamera | BaslerCamera | GigECamera
 
 
 class Loss(_Section):

@@ -16,7 +16,7 @@ from scipy.stats import wasserstein_distance
 
 torch = pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
-from live import mbr_live  # noqa: E402
+from live import mbr_live, system_config  # noqa: E402
 
 from mbr_live import drift  # noqa: E402
 from mbr_live.batch.batch import Job, run_job  # noqa: E402
@@ -301,7 +301,7 @@ def test_a_live_lane_tells_and_keeps_what_is_unlike_training(bundle: Bundle, box
         recording="", mode="live", exit_status="running", started="", bundle="small", bundle_sha256="", engine="",
         versions={}, sources=[],
     )  # fmt: skip
-    lane = Lane(tmp_path, camera, pipeline, template, reference)
+    lane = Lane(system_config(tmp_path, camera), camera, pipeline, template, reference)
     frames = [replace(frame, pixels=frame.pixels // 3) for frame in sampled(VideoFile(box_video), "cage")]
     assert lane.status(0.0).drift == {}
     for again in range(6):

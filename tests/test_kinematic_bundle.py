@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch", reason="training is not installed: pip inst
 
 from mbr_live.batch.batch import Job, run_job  # noqa: E402
 from mbr_live.bundle import CARD, FEATURES, REFERENCE, TEMPORAL, Bundle, check_live, load_bundle, write_bundle  # noqa: E402
-from mbr_live.datasets.dataset import ModelSettings, TrainingSettings, read_dataset, video_files  # noqa: E402
+from mbr_live.datasets.dataset import read_dataset, video_files  # noqa: E402
+from mbr_live.datasets.settings import ModelSettings, TrainingSettings  # noqa: E402
 from mbr_live.datasets.temporal_config import LstmConfig, TcnConfig, TemporalConfig, TransformerConfig  # noqa: E402
 from mbr_live.engines.openvino_engine import OpenVinoEngine  # noqa: E402
 from mbr_live.pipeline import LaneState, Pipeline  # noqa: E402

@@ -15,7 +15,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbr_live.simulation.camera import Simulation
-from mbr_live.stages.locate import PATIENCE_FRAMES, LocateState, crop, initial_state, locate, window_px
+from mbr_live.stages.background import PARTS_MAX, Grey, Plane, blobs, guess_background
+from mbr_live.stages.locate import (
+    PATIENCE_FRAMES,
+    RESTART_REST_FRAMES,
+    RESTARTS_AT_ONCE,
+    LocateState,
+    crop,
+    initial_state,
+    locate,
+    window_px,
+)
 from mbr_live.types import CROP_PX, Image, MbrError, Sighting
 from mbr_live.video.sources import open_video, sampled
 
@@ -219,6 +229,37 @@ def test_other_frame_size_is_an_error() -> None:
     _, state = locate(floor(), initial_state())
     with pytest.raises(MbrError, match="640x480"):
         locate(floor()[:240], state)
+
+
+def stripes(number: int) -> Image:
+    """A test pattern that moves: all of the picture changes with every frame."""
+    y, x = np.mgrid[:480, :640]
+    return np.repeat(((x + y + 70 * number) % 256).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def test_a_picture_that_changes_as_a_whole_does_not_cost_a_new_background_each_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    guesses = []
+
+    def counted(grey: Grey) -> Plane:
+        guesses.append(1)
+        return guess_background(grey)
+
+    monkeypatch.setattr("mbr_live.stages.locate.guess_background", counted)
+    _, state = follow([stripes(number) for number in range(100)], initial_state())
+    assert len(guesses) <= 1 + RESTARTS_AT_ONCE + 100 // RESTART_REST_FRAMES
+    scene = [noisy(with_animal(floor(), 100 + 12 * k, 240), k) for k in range(30)]
+    sightings, _ = follow(scene, state)
+    assert np.hypot(sightings[-1].x_px - (100 + 12 * 29), sightings[-1].y_px - 240) < 20
+
+
+def test_of_a_pattern_only_the_largest_parts_are_looked_at() -> None:
+    y, x = np.mgrid[:200, :200]
+    board = ((x // 10 % 2) * (y // 10 % 2) * 200).astype(np.uint8)  # 100 squares that are each large enough
+    nothing = np.zeros_like(board)
+    found = blobs(board, nothing, nothing, 10.0, (-1, 1), 0.0, (slice(0, 200), slice(0, 200)))
+    assert len(found) == PARTS_MAX
 
 
 @settings(max_examples=60, deadline=None)

@@ -22,7 +22,8 @@ from rich.progress import track
 from rich.table import Column, Table
 
 from mbr_live.bundle import FEATURES
-from mbr_live.datasets.dataset import BehaviourSpec, Dataset, ModelSettings
+from mbr_live.datasets.dataset import Dataset
+from mbr_live.datasets.settings import BehaviourSpec, ModelSettings
 from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.engines.protocol import Engine
 from mbr_live.training.export import write_untaught

@@ -1,4 +1,7 @@
-"""Draws docs/dashboard.svg: the dashboard of a real system on simulated cameras, as it stood at the end of the run."""
+"""Draws docs/dashboard.svg: the dashboard of a real system on simulated cameras, as it stood at the end of the run.
+
+A trigger fires into a simulated TTL box.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,8 @@ from mbr_live.demo import SCENES
 from mbr_live.live.run import run
 from mbr_live.monitoring.watch import Dashboard
 from mbr_live.status import SystemStatus, parse_status
+from mbr_live.trigger_config import SerialOutput, Trigger
+from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 from mbr_live.wire import StatusSubscriber, free_endpoint
 
 SHOWN_OUT = "runs/demo"  # in place of the temporary folder
@@ -82,9 +87,21 @@ def main() -> None:
         for condition, seed in SCENES
     )
     dashboard = Dashboard(options.minutes)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, SimulatedBox() as box:
         wire = Wire(frames=free_endpoint(), status=free_endpoint())
-        config = Config(out=Path(folder), bundle=options.bundle.resolve(), wire=wire, camera=cameras)
+        laser = SerialOutput(name="laser", kind="serial", port=box.port, line=1)
+        stim = Trigger.model_validate({
+            "name": "stim", "camera": cameras[0].name, "when": "while", "any": ["grooming", "rearing"], "max_on_s": 2.0,
+            "sham": {"probability": 0.5, "seed": 17}, "outputs": ["laser"],
+        })  # fmt: skip
+        config = Config(
+            out=Path(folder),
+            bundle=options.bundle.resolve(),
+            wire=wire,
+            camera=cameras,
+            output=(laser,),
+            trigger=(stim,),
+        )
         ended_s: list[float] = []
 
         def watch(over: Callable[[], bool]) -> None:

@@ -29,8 +29,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from mbr_live.batch.batch import Job, run_job
 from mbr_live.datasets.augmentation import Augmentation
-from mbr_live.datasets.dataset import ModelSettings, cache_folder, key_of, read_dataset
+from mbr_live.datasets.dataset import cache_folder, key_of, read_dataset
 from mbr_live.datasets.extractor_config import FROM_SCRATCH, IMAGENET, OWN
+from mbr_live.datasets.settings import ModelSettings
 from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.evaluation.comparison import LabelFolder
 from mbr_live.evaluation.metrics import BinaryScores, Evaluation

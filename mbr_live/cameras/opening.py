@@ -16,10 +16,12 @@ import numpy as np
 from mbr_live.cameras.basler import Basler
 from mbr_live.cameras.clocks import Clock, EpochClock
 from mbr_live.cameras.errors import CameraLost
+from mbr_live.cameras.gige import GigE
 from mbr_live.cameras.network import mjpeg, rtsp
 from mbr_live.config import (
     BaslerCamera,
     CameraSource,
+    GigECamera,
     MjpegCamera,
     OpenCvCamera,
     RtspCamera,
@@ -68,6 +70,8 @@ def open_camera(
             return mjpeg(name, source, open_within_s, stall_s)
         case BaslerCamera():
             return Basler(name, source)
+        case GigECamera():
+            return GigE(name, source, stall_s)
 
 
 class SimulatedCamera:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mbr_live.datasets import dataset as datasets
 from mbr_live.datasets.recordings import Clip, RecordingSpec, by_log_name
@@ -139,7 +139,8 @@ def _lookahead_table(evaluation: Evaluation) -> Table:
 def _table(evaluation: Evaluation) -> Table:
     stills = any(model.pooled.stills is not None for model in evaluation.models)
     names = ("model", "behaviour", "coverage", "F1", "PR-AUC", *(("F1 held", "PR-AUC held") if stills else ()))
-    table = Table(*names, "worst F1", "bout F1", title="Judged stills; held: all ticks" if stills else None)
+    columns = [Column(name, overflow="fold") for name in (*names, "worst F1", "bout F1")]  # names are never cut short
+    table = Table(*columns, title="Judged stills; held: all ticks" if stills else None)
     for model in evaluation.models:
         for name, scores in model.pooled.behaviours.items():
             worst = scores.spread.get("f1")

@@ -48,6 +48,7 @@ RING_PX = 5  # width of the surroundings that a spot is compared with
 TEXTURE_PX = 9  # scale of the grain of bedding and floors; wider would count the furniture
 TEXTURE_FACTOR = 5.0  # a spot stands out from that many standard deviations of the texture
 SPOT_MIN = 0.05  # plausibility below which a spot is nothing
+PARTS_MAX = 40  # at one level; real pictures have up to 18. More is a pattern, and the smallest are left out
 SPOTS_SHARE = 0.5  # of the best spot's plausibility: what is painted over at the start
 CORE_STABILITY = 0.35  # a core is believed less than a blob of its own
 HOT = 0.4  # motion within the last half second
@@ -189,8 +190,9 @@ def blobs(
     A ragged one, and one of more than `largest` pixels, also yields its core: the animal beside its shadow, or on a
     floor that was painted over.
     """
-    found = []
+    found: list[Blob] = []
     for sign in signs:
+        cores = 0
         difference = cv2.subtract(*((known[box], grey[box]) if sign < 0 else (grey[box], known[box])))
         _, mask = cv2.threshold(difference, threshold, 1, cv2.THRESH_BINARY)
         for x, y, part in _parts(np.asarray(mask, dtype=np.uint8), grey.size):
@@ -199,8 +201,10 @@ def blobs(
             life, outline = _rim(part, left, top, grey, known, heat)
             blob = measure(part, left, top, sign, inside, grey.shape, life, outline)
             found.append(blob)
-            if blob.solidity < SOLID or blob.area > largest:
-                found += _split(blob, inside, grey, known, heat)
+            if (blob.solidity < SOLID or blob.area > largest) and cores < PARTS_MAX:
+                split = _split(blob, inside, grey, known, heat)
+                cores += len(split)
+                found += split
     return found
 
 
@@ -299,10 +303,17 @@ def _labelled(mask: Grey) -> tuple[Labels, Labels]:
 
 
 def _sized(labels: Labels, stats: Labels, size: int) -> Iterator[tuple[int, int, Grey]]:
-    """Left, top and mask of every connected part that has the size of an animal in a picture of `size` pixels."""
-    for label, (left, top, width, height, area) in enumerate(stats.tolist()):
-        if label and AREA_MIN < area / size < AREA_MAX:
-            yield left, top, (labels[top : top + height, left : left + width] == label).astype(np.uint8)
+    """Left, top and mask of every connected part that has the size of an animal in a picture of `size` pixels.
+
+    Of more than PARTS_MAX only the largest: a pattern over the whole picture must not hold up the frames behind it.
+    """
+    parts = [
+        (label, part) for label, part in enumerate(stats.tolist()) if label and AREA_MIN < part[4] / size < AREA_MAX
+    ]
+    if len(parts) > PARTS_MAX:
+        parts = sorted(sorted(parts, key=lambda part: -part[1][4])[:PARTS_MAX])
+    for label, (left, top, width, height, _) in parts:
+        yield left, top, (labels[top : top + height, left : left + width] == label).astype(np.uint8)
 
 
 def _parts(mask: Grey, size: int) -> Iterator[tuple[int, int, Grey]]:

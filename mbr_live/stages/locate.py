@@ -38,6 +38,8 @@ WINDOW_FRAMES = 30  # sightings of a living animal that settle the crop window
 WINDOW_PATIENCE_FRAMES = 100  # sightings that settle it for an animal that has not moved
 WINDOW_MIN_PX = 48
 RESTART_SHARE = 0.4  # of the picture: when more differs, the light was switched
+RESTART_REST_FRAMES = 10  # a new background costs as much as so many frames, and is paid for by as many,
+RESTARTS_AT_ONCE = 5  # ... but a light that comes up slowly may have some in a row
 COOL = 0.85  # motion is remembered for about half a second
 LIVELY = 0.7  # share of a blob's outline in motion that earns full credit
 TRAVEL = 0.7  # of the root of its area: who has gone that far from a place, and left it bare, has moved
@@ -70,6 +72,7 @@ class LocateState:
     heat: Grey = field(default_factory=lambda: np.zeros((0, 0), np.uint8))  # recent motion, 0..255
     threshold: float = 0.0  # grey levels from which a difference counted when the whole picture was last looked at
     followed_frames: int = 0  # frames since then
+    restart_debt_frames: int = 0  # for new backgrounds
     place: tuple[float, float] = (float("nan"), float("nan"))  # of the last sighting
     home: tuple[float, float] = (float("nan"), float("nan"))  # of the last sighting of what is known to live
     area: float = float("nan")  # usual area of the animal
@@ -154,7 +157,10 @@ def _searched(pixels: Image, state: LocateState) -> tuple[Sighting, LocateState]
     state = state if state.background.shape == grey.shape else _begun(grey, state)
     background, threshold, changed = compare(grey, state.background)
     if changed > RESTART_SHARE:
-        state = _begun(grey, state)
+        if state.restart_debt_frames > RESTART_REST_FRAMES * (RESTARTS_AT_ONCE - 1):
+            return NOT_FOUND, _passed_over(grey, state)
+        debt_frames = state.restart_debt_frames + RESTART_REST_FRAMES
+        state = replace(_begun(grey, state), restart_debt_frames=debt_frames)
         background, threshold, _ = compare(grey, state.background)
     box = _everywhere(grey)
     heat = _heated(grey, state, threshold, box)
@@ -164,7 +170,7 @@ def _searched(pixels: Image, state: LocateState) -> tuple[Sighting, LocateState]
     background = _learnt(grey, background, candidates, animal, state)
     state = replace(
         state, background=background, known=shown(background), previous=grey, heat=heat, threshold=threshold,
-        followed_frames=0,
+        followed_frames=0, restart_debt_frames=max(0, state.restart_debt_frames - 1),
     )  # fmt: skip
     if animal is None:
         return NOT_FOUND, replace(state, credit=state.credit * FORGET)
@@ -206,6 +212,14 @@ def _begun(grey: Grey, state: LocateState) -> LocateState:
     """The state with a new background; what is known of the animal is kept."""
     heat = np.zeros_like(grey)
     return replace(state, background=guess_background(grey), previous=grey, heat=heat)
+
+
+def _passed_over(grey: Grey, state: LocateState) -> LocateState:
+    """The state after a picture that changes as a whole, again and again: in such a one nothing can be found."""
+    return replace(
+        state, previous=grey, heat=np.zeros_like(grey), followed_frames=0, credit=state.credit * FORGET,
+        restart_debt_frames=state.restart_debt_frames - 1,
+    )  # fmt: skip
 
 
 def _signs(state: LocateState) -> tuple[int, ...]:

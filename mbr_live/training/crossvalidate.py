@@ -20,8 +20,6 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
 from mbr_live.batch.batch import Job, run_job
@@ -35,6 +33,7 @@ from mbr_live.evaluation.comparison import LabelFolder, Truth
 from mbr_live.evaluation.metrics import BinaryScores, Evaluation
 from mbr_live.evaluation.program import truth_of, write_report
 from mbr_live.sinks import LABELS_SUFFIX, RUN_SUFFIX, read_run, write_atomically
+from mbr_live.training.bars import bars
 from mbr_live.training.extractors import file_hash
 from mbr_live.training.train import train_on
 from mbr_live.types import UNKNOWN, MbrError
@@ -69,17 +68,7 @@ class _Plan:
 
 def crossvalidate_program(dataset_file: Path, out: Path, count: int | None = None, weights: Path | None = None) -> None:
     """Cross-validate with progress bars; print what came of it."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-            if done >= total and stage != _FOLDS:
-                bars.remove_task(tasks.pop(stage))
-
+    with bars(Console(stderr=True), over=_FOLDS) as show:
         evaluation = crossvalidate(dataset_file, out, count, progress=show, weights=weights)
     console = Console(soft_wrap=True, highlight=False)
     for table in _tables(evaluation):

@@ -16,8 +16,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 
 from mbr_live import __version__
 from mbr_live.annotation.marks import runs
@@ -43,6 +41,7 @@ from mbr_live.evaluation.comparison import Compared, Truth, compare
 from mbr_live.evaluation.program import truths
 from mbr_live.sinks import LABELS_SUFFIX
 from mbr_live.training import fitting
+from mbr_live.training.bars import bars
 from mbr_live.training.card import card_text, score_table
 from mbr_live.training.fitting import Fitted, Validated
 from mbr_live.training.merging import Merged, Weights, check_mergeable, merge
@@ -56,16 +55,8 @@ _LEAST_P = 1e-6  # a label log has six decimals
 
 def ensemble_program(members: Sequence[Path], out: Path, kind: WeightsKind, dataset_file: Path | None) -> None:
     """Make an ensemble with progress bars; print its scores, where there are recordings to score."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    with Bars(*columns, console=console) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
+    with bars(console) as show:
         bundle = ensemble(members, out, kind, dataset_file, progress=show)
     if bundle.manifest.training.scores:
         console.print(score_table(bundle.manifest.training.scores))

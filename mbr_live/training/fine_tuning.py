@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from mbr_live.datasets.augmentation import RecordingAugmentation, drawn_change
-from mbr_live.datasets.dataset import Progress, TrainingSettings
+from mbr_live.datasets.dataset import Progress
+from mbr_live.datasets.settings import TrainingSettings
 from mbr_live.training.checkpoints import Checkpoints
 from mbr_live.training.curves import Curves
 from mbr_live.training.learning import Best, Optimiser, target_of

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mbr_live.annotation.marks import Marks, runs
 from mbr_live.bundle import Behaviour, Fit, Score
-from mbr_live.datasets.dataset import BehaviourSpec, CalibrationKind, ThresholdRule
+from mbr_live.datasets.settings import BehaviourSpec, CalibrationKind, ThresholdRule
 from mbr_live.evaluation import bouts
 from mbr_live.evaluation.scoring import average_precision, calibration, calibration_error, f1
 from mbr_live.stages import decide

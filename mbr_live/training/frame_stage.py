@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from mbr_live.datasets.augmentation import augment
-from mbr_live.datasets.dataset import Progress, TrainingSettings
+from mbr_live.datasets.dataset import Progress
+from mbr_live.datasets.settings import TrainingSettings
 from mbr_live.training.checkpoints import Checkpoints
 from mbr_live.training.curves import Curves
 from mbr_live.training.learning import Optimiser, target_of

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mbr_live.datasets.dataset import TrainingSettings
+from mbr_live.datasets.settings import TrainingSettings
 from mbr_live.training.checkpoints import Stateful
 from mbr_live.training.lessons import Lesson, Passage, class_weights
 from mbr_live.types import UNKNOWN

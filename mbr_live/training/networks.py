@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mbr_live.datasets.dataset import ModelSettings
+from mbr_live.datasets.settings import ModelSettings
 from mbr_live.training.temporal import Ensemble, Separate, TemporalModel, build_temporal
 
 

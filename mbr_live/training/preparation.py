@@ -27,7 +27,6 @@ from mbr_live.bundle import CropKind
 from mbr_live.datasets.dataset import (
     RENDERED_BY,
     Dataset,
-    ModelSettings,
     Progress,
     annotations_of,
     file_name,
@@ -36,6 +35,7 @@ from mbr_live.datasets.dataset import (
     video_files,
 )
 from mbr_live.datasets.recordings import Clip, RecordingSpec, SimulatedRecording
+from mbr_live.datasets.settings import ModelSettings
 from mbr_live.datasets.variation import Draw, draw, varied
 from mbr_live.stages import locate
 from mbr_live.stages.blindness import BlindState, is_blind

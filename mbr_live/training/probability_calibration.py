@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from mbr_live.datasets.dataset import CalibrationKind
+from mbr_live.datasets.settings import CalibrationKind
 
 _LOG_SCALE = (np.log(0.02), np.log(20.0))  # further away, the model says nothing or the recordings are too few
 _OFFSET = (-20.0, 20.0)

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mbr_live.datasets.dataset import Progress, TrainingSettings
+from mbr_live.datasets.dataset import Progress
+from mbr_live.datasets.settings import TrainingSettings
 from mbr_live.training.checkpoints import Checkpoints, Stateful
 from mbr_live.training.learning import Best, Optimiser, Target, target_of
 from mbr_live.training.lessons import Lesson, Passage, chances_by_count, draw, with_labels

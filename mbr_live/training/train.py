@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from mbr_live.bundle import Bundle, check_replaceable
 from mbr_live.datasets import dataset
 from mbr_live.datasets.dataset import Dataset
 from mbr_live.training import fitting, preparation
+from mbr_live.training.bars import bars
 from mbr_live.training.card import score_table, training_card
 from mbr_live.training.checkpoints import Checkpoints
 from mbr_live.training.curves import Curves, Told
@@ -52,16 +52,8 @@ _SCORED_EVERY_STEPS = 10
 
 def train_program(dataset_file: Path, out: Path, logs: Path | None = None, weights: Path | None = None) -> None:
     """Train as `dataset_file` says and write the bundle to `out`; shows progress and the scores."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-
+    with bars(console) as show:
         bundle = train(dataset_file, out, progress=show, logs=logs, weights=weights)
     if bundle.manifest.training.scores:
         console.print(score_table(bundle.manifest.training.scores))

@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 import optuna
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -28,6 +26,7 @@ from mbr_live.datasets.dataset import Dataset, Progress, read_dataset
 from mbr_live.datasets.recordings import files_of
 from mbr_live.datasets.search_space import Range, TuneSettings
 from mbr_live.engines.openvino_engine import OpenVinoEngine
+from mbr_live.training.bars import bars
 from mbr_live.training.candidates import candidate, check_space, write_candidate
 from mbr_live.training.train import train_on
 from mbr_live.types import MbrError
@@ -59,17 +58,7 @@ class Candidate:
 
 def tune_program(dataset_file: Path, out: Path) -> None:
     """Search with progress bars; print the Pareto front."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=total)
-            bars.update(tasks[stage], completed=done)
-            if done >= total and stage != _CANDIDATES:
-                bars.remove_task(tasks.pop(stage))
-
+    with bars(Console(stderr=True), over=_CANDIDATES) as show:
         found = tune(dataset_file, out, progress=show)
     console = Console(soft_wrap=True, highlight=False)
     console.print(_table(found))
