@@ -12,7 +12,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mbr_live.cameras.clocks import DRIFT, JUMP_NS, align
+from mbr_live.cameras.clocks import DRIFT, JUMP_NS, OLDEST_STAMP_NS, align, driver_age_ns
 
 MS = 1_000_000
 PERIOD_NS = 33 * MS
@@ -100,3 +100,19 @@ def run_process(out: Path, shift_s: int) -> int:
     )
     done = subprocess.run([sys.executable, "-c", program, out], capture_output=True, text=True, check=True)
     return int(done.stdout)
+
+
+@given(st.integers(2 * OLDEST_STAMP_NS, 10**15), st.integers(-(10**12), 10**12))
+def test_a_driver_is_believed_if_its_stamp_is_of_the_last_second(now_ns: int, age_ns: int) -> None:
+    stamp_ms = (now_ns - age_ns) / 1e6
+    found = driver_age_ns(stamp_ms, now_ns)
+    near = 1000  # ns; OpenCV gives milliseconds in floating point
+    if near <= age_ns < OLDEST_STAMP_NS - near and stamp_ms > 0:
+        assert found is not None and abs(found - age_ns) <= near
+    elif age_ns < -near or age_ns > OLDEST_STAMP_NS + near:
+        assert found is None
+
+
+def test_other_stamps_of_drivers_are_not_believed() -> None:
+    for stamp_ms in (0.0, -1.0, 1.7e12):  # none, not supported, the date
+        assert driver_age_ns(stamp_ms, 5 * OLDEST_STAMP_NS) is None

@@ -13,10 +13,12 @@ import time
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-Clock = Literal["host", "camera", "file", "simulated"]
-"""host: taken after the frame was read; camera: the camera's own intervals, laid on the host's clock."""
+Clock = Literal["host", "driver", "camera", "file", "simulated"]
+"""host: taken after the frame was read; driver: by the kernel, when the frame came in; camera: the camera's own
+intervals, laid on the host's clock."""
 
 DRIFT = 1e-4  # most that a camera's quartz may run fast: 0.1 ms per second
+OLDEST_STAMP_NS = 1_000_000_000
 JUMP_NS = 5_000_000_000  # a frame that seems later than this comes from a clock that was set back
 
 
@@ -45,6 +47,16 @@ class EpochClock:
     def go_on_after(cls, time_ns: int) -> None:
         """A session has come to this time: go on from there where the date was set back before this process began."""
         cls._offset_ns = max(cls._offset_ns, time_ns - time.monotonic_ns())
+
+
+def driver_age_ns(stamp_ms: float, now_ns: int) -> int | None:
+    """How old a frame is by the stamp of a V4L2 driver at `now_ns` (CLOCK_MONOTONIC); None if it is not of that clock.
+
+    Drivers of USB cameras stamp with that clock (V4L2_BUF_FLAG_TIMESTAMP_MONOTONIC), others with the date or not at
+    all, and OpenCV hands the stamp on without saying which: it is believed if it is of the last second.
+    """
+    age_ns = now_ns - int(stamp_ms * 1e6)
+    return age_ns if stamp_ms > 0 and 0 <= age_ns < OLDEST_STAMP_NS else None
 
 
 @dataclass(frozen=True, slots=True)

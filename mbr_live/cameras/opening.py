@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from mbr_live.cameras.basler import Basler
-from mbr_live.cameras.clocks import Clock, EpochClock
+from mbr_live.cameras.clocks import Clock, EpochClock, driver_age_ns
 from mbr_live.cameras.errors import CameraLost
 from mbr_live.cameras.gige import GigE
 from mbr_live.cameras.network import mjpeg, rtsp
@@ -120,21 +120,26 @@ class PacedFile:
 
 
 class Camera:
-    """A camera that OpenCV opens. Drained at its own rate; times are the host's, taken when a frame was grabbed."""
-
-    clock: Clock = "host"
+    """A camera that OpenCV opens. Drained at its own rate; times are the driver's where V4L2 gives them, else the
+    host's, taken when a frame was grabbed.
+    """
 
     def __init__(self, name: str, source: OpenCvCamera) -> None:
         self.name = name
+        self.clock: Clock = "host"
         self._source = source
 
     def __iter__(self) -> Iterator[SourceFrame]:
         capture = self._open()
         clock = EpochClock()
-        number = 0
+        number, time_ns = 0, 0
         try:
             while capture.grab():
-                yield SourceFrame(number, clock.now_ns(), lambda: self._picture(capture))
+                age_ns = self._age_ns(capture)
+                if number == 0 and age_ns is not None:
+                    self.clock = "driver"
+                time_ns = max(time_ns + 1, clock.now_ns() - (age_ns or 0))  # also where a stamp is missing
+                yield SourceFrame(number, time_ns, lambda: self._picture(capture))
                 number += 1
         finally:
             capture.release()
@@ -161,6 +166,11 @@ class Camera:
             if value is not None:
                 capture.set(key, value)
         return capture
+
+    def _age_ns(self, capture: cv2.VideoCapture) -> int | None:
+        if self._source.backend != "v4l2":
+            return None  # elsewhere this property is a position in a file
+        return driver_age_ns(capture.get(cv2.CAP_PROP_POS_MSEC), time.monotonic_ns())
 
     def _picture(self, capture: cv2.VideoCapture) -> Image:
         found, picture = capture.retrieve()
