@@ -1,6 +1,6 @@
 """Is a training slower than `mbr-live batch` at what both do, from a video to features?
 
-    python tools/bench_extraction.py VIDEO [--extractors none slim resnet18 resnet50-512] [--rounds 3]
+    python tools/bench_extraction.py VIDEO [--extractors none slim resnet18 resnet50-layer2] [--rounds 3]
 
 Each side is a process of its own, in turn, and says how long its work took once its libraries were loaded (torch takes
 seconds, once); ratios are taken within a round. The training side finds, crops and measures the animal and computes the
@@ -60,7 +60,7 @@ PUBLISHED = '{{ extractor = "{name}", weights = "none" }}'
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("video", type=Path)
-    parser.add_argument("--extractors", nargs="+", default=["none", "slim", "resnet18", "resnet50-512"])
+    parser.add_argument("--extractors", nargs="+", default=["none", "slim", "resnet18", "resnet50-layer2"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--window-px", type=int, default=160)
     parser.add_argument("--only", type=Path, help=argparse.SUPPRESS)
