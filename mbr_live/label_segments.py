@@ -11,6 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from io import FileIO
 from pathlib import Path
@@ -89,19 +90,16 @@ class LabelFile:
             fresh = FileIO(part, "w")
         except OSError as error:
             raise Unwritable(part, error.strerror or str(error), error.errno) from error
-        try:
+        with closing(fresh):
             append(fresh, self._header)
-            self._path.rename(segment)
-        except (OSError, Unwritable) as error:
-            fresh.close()
-            part.unlink(missing_ok=True)
-            if isinstance(error, OSError):
-                raise Unwritable(segment, error.strerror or str(error), error.errno) from error
-            raise
-        part.rename(self._path)
-        closed, self.file, self._first = self.file, FileIO(self._path, "a"), None
-        fresh.close()
-        # A disk may take its time; labels do not wait for it.
+        try:
+            if self._path.exists():  # else an earlier try has come so far
+                self._path.rename(segment)
+            part.rename(self._path)
+            closed, self.file, self._first = self.file, FileIO(self._path, "a"), None
+        except OSError as error:
+            raise Unwritable(segment, error.strerror or str(error), error.errno) from error
+        # A disk may take its time; labels do not wait for it. What a power cut takes meanwhile, resuming mends.
         self._sealing = threading.Thread(target=_seal, args=(closed, segment.parent), name="sealing")
         self._sealing.start()
 
@@ -113,12 +111,15 @@ class LabelFile:
 
 
 def _seal(closed: FileIO, folder: Path) -> None:
-    """Make a closed segment outlive a power cut."""
-    try:
-        os.fsync(closed.fileno())
-        directory = os.open(folder, os.O_RDONLY)
-        os.fsync(directory)
-        os.close(directory)
-    except OSError as error:
-        _log.warning("%s: not known to be safe on the disk (%s)", closed.name, error.strerror)
-    closed.close()
+    """Make a closed segment, and the names of both files, outlive a power cut."""
+    with closing(closed):
+        try:
+            os.fsync(closed.fileno())
+            for each in (folder, folder.parent):
+                directory = os.open(each, os.O_RDONLY)
+                try:
+                    os.fsync(directory)
+                finally:
+                    os.close(directory)
+        except OSError as error:
+            _log.warning("%s: not known to be safe on the disk (%s)", closed.name, error.strerror)

@@ -26,9 +26,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mbr_live.appending import Unwritable, WaitingRows, append
 from mbr_live.bundle import Manifest
-from mbr_live.label_segments import LabelFile, Rotation, closed_segments, first_frame_of, segment_folder
+from mbr_live.label_segments import LabelFile, Rotation, closed_segments, first_frame_of
 from mbr_live.stages.decide import Bout, BoutState, end_bout, follow_bout
-from mbr_live.types import RATE_FPS, TICK_NS, Decision, MbrError, Status
+from mbr_live.types import RATE_FPS, TICK_NS, UNKNOWN, Decision, MbrError, Status
 
 LABELS_SUFFIX = ".labels.csv"
 BOUTS_SUFFIX = ".bouts.csv"
@@ -151,6 +151,7 @@ class SessionLog:
         if not labels.exists() or labels.stat().st_size == 0:
             _begin(labels, manifest)
         cut_torn_row(labels)
+        _mend_newest_segment(labels, manifest)
         remade = bouts.with_name(bouts.name + PART_SUFFIX)
         FileIO(remade, "w").close()
         with labels.open("rb") as file:
@@ -222,6 +223,29 @@ def _begin(labels: Path, manifest: Manifest) -> None:
         append(file, label_header(manifest) + "\n")
 
 
+def _mend_newest_segment(labels: Path, manifest: Manifest) -> None:
+    """What a power cut took of the segment that was closed last becomes a gap, so that every tick keeps its row."""
+    segments = closed_segments(labels)
+    if not segments:
+        return
+    newest, header = segments[-1], label_header(manifest) + "\n"
+    if not newest.read_bytes().startswith(header.encode()):
+        newest.write_text(header)
+    cut_torn_row(newest)
+    last = _last_frame_in(newest)
+    last = first_frame_of(newest) - 1 if last is None else last
+    with labels.open("rb") as file:
+        following = next(_rows_in(file, labels, manifest, 0, growing=False), None)
+    with closing(FileIO(newest, "a")) as file:
+        if following is not None and last + 1 < following.index:
+            ticks, nan = following.index - last - 1, math.nan
+            unknown = (UNKNOWN,) * len(manifest.behaviour_names)
+            time_ns = following.time_ns - ticks * TICK_NS
+            gap = Decision("", last + 1, UNKNOWN, time_ns, Status.GAP, nan, nan, (), unknown, ticks)
+            append(file, "".join(label_rows(gap)))
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def _closed_on_error(log: SessionLog) -> Iterator[None]:
     try:
@@ -254,7 +278,7 @@ def read_labels(
 
     `growing`: the log may be written to meanwhile, so a last row without an end is not one yet.
     """
-    newest = path.open("rb") if path.exists() or not segment_folder(path).is_dir() else None
+    newest = _opened(path)
     segments = closed_segments(path)  # after `newest` was opened: it may be moved here meanwhile, and is read once
     try:
         for segment, next_one in zip_longest(segments, segments[1:]):
@@ -274,15 +298,29 @@ def read_labels(
 def last_frame(path: Path) -> int:
     """The last frame of a label log; -1 where there is none."""
     for file in (path, *reversed(closed_segments(path))):
-        if not file.exists():
-            continue
-        with file.open("rb") as log:
-            log.seek(max(0, file.stat().st_size - 8192))
-            rows = log.read().split(b"\n")[:-1]
-        first = rows[-1].split(b",")[0] if rows else b""
-        if first.isdigit():
-            return int(first)
+        frame = _last_frame_in(file) if file.exists() else None
+        if frame is not None:
+            return frame
     return -1
+
+
+def _last_frame_in(file: Path) -> int | None:
+    """Of one file of a label log; None where it has no rows."""
+    with file.open("rb") as log:
+        log.seek(max(0, file.stat().st_size - 8192))
+        rows = log.read().split(b"\n")[:-1]
+    first = rows[-1].split(b",")[0] if rows else b""
+    return int(first) if first.isdigit() else None
+
+
+def _opened(path: Path) -> BinaryIO | None:
+    """The file of a log that grows; None at the moment in which it is moved and begun anew."""
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        if closed_segments(path):
+            return None
+        raise
 
 
 def _rows_in(

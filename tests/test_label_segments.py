@@ -125,6 +125,42 @@ def test_who_reads_while_a_segment_closes_misses_nothing_and_reads_nothing_twice
     log.close()
 
 
+@pytest.mark.parametrize("kept", [0, 30, 1500, 2210, None])
+def test_what_a_power_cut_takes_of_a_closed_segment_is_a_gap(
+    kept: int | None, tmp_path: Path, demo_bundle: Bundle
+) -> None:
+    """Cut in the header, in a row, between two, or not at all: every tick has its row, and the session goes on."""
+    paths, border = (tmp_path / "cage.labels.csv", tmp_path / "cage.bouts.csv"), 50
+    log = SessionLog.resume(*paths, demo_bundle.manifest, "hour")
+    for index in range(border + 10):
+        log.write(decision(index, HOUR_NS - border * TICK_NS))
+    log.close()
+    (segment,) = closed_segments(paths[0])
+    if kept is not None:
+        lines = segment.read_text().splitlines(keepends=True)
+        cut = kept if kept != 2210 else len("".join(lines[:30]))
+        segment.write_bytes(segment.read_bytes()[:cut])
+    log = SessionLog.resume(*paths, demo_bundle.manifest, "hour")
+    log.write(decision(log.last_index + 1, HOUR_NS - border * TICK_NS))
+    log.close()
+    rows = list(read_labels(paths[0]))
+    assert [row.index for row in rows] == list(range(border + 11))
+    assert all(after.time_ns - before.time_ns == TICK_NS for before, after in pairwise(rows))
+    lost = [row.index for row in rows if row.status == Status.GAP]
+    assert lost == list(range(border - len(lost), border)) and bool(lost) == (kept is not None)
+
+
+def test_batch_does_not_mix_with_a_live_session(box_video: Path, tmp_path: Path, demo_bundle: Bundle) -> None:
+    log = SessionLog.resume(tmp_path / "box.labels.csv", tmp_path / "box.bouts.csv", demo_bundle.manifest, "hour")
+    for index in range(20):
+        log.write(decision(index, HOUR_NS - 10 * TICK_NS))
+    log.close()
+    before = (tmp_path / "box.labels.csv").read_bytes()
+    done = mbr_live("batch", box_video, "--out", tmp_path)
+    assert done.returncode == 1 and "of a live session of this name" in done.stderr
+    assert (tmp_path / "box.labels.csv").read_bytes() == before
+
+
 LINES = st.lists(
     st.builds(
         lambda status, x, p: (status, x, p),

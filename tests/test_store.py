@@ -275,6 +275,28 @@ def test_what_happened_beside_the_labels(postgresql: str, tmp_path: Path) -> Non
         database.dispose()
 
 
+def test_a_store_of_an_earlier_version_says_so(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'mbr.sqlite'}"
+    open_store(url).dispose()
+    with closing(sqlite3.connect(tmp_path / "mbr.sqlite")) as old:
+        old.execute("ALTER TABLE sessions DROP COLUMN camera_bytes")
+    with pytest.raises(MbrError, match="earlier version"):
+        open_store(url)
+
+
+def test_a_torn_row_beside_the_labels_is_left_to_the_next_call(tmp_path: Path, demo_bundle: Bundle) -> None:
+    database = open_store(f"sqlite:///{tmp_path / 'mbr.sqlite'}")
+    write_run(tmp_path / "cage.run.json", manifest(demo_bundle))
+    with closing(CameraLog(tmp_path / "cage.camera.csv")) as log:
+        log.alarm(3 * 10**9, 30, "blurred", "soft", raised=True)
+    with (tmp_path / "cage.camera.csv").open("a") as torn:
+        torn.write("cleared,40000")
+    store_folder(tmp_path, database)
+    with Session(database) as session:
+        assert [row.cleared_frame for row in session.scalars(select(AlarmRow))] == [None]
+    database.dispose()
+
+
 def test_files_in_sqlite_and_what_people_ask_of_it(box_video: Path, tmp_path: Path) -> None:
     done = mbr_live("batch", box_video, "--out", tmp_path / "labels")
     assert done.returncode == 0, done.stderr

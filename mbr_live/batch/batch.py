@@ -18,6 +18,7 @@ from mbr_live.ahead import Ahead
 from mbr_live.bundle import Bundle
 from mbr_live.drift import Drift, Glance, glance_at, reference_of
 from mbr_live.engines.protocol import Engine
+from mbr_live.label_segments import closed_segments, segment_folder
 from mbr_live.pipeline import Features, Hindsight, LaneState, Pipeline, Seen, SightState
 from mbr_live.sinks import (
     BOUTS_SUFFIX,
@@ -93,6 +94,11 @@ def run_job(
     frames = _frames(job, progress)
     finals = [out / f"{job.name}{suffix}" for suffix in (LABELS_SUFFIX, BOUTS_SUFFIX)]
     labels, bouts = parts = [path.with_name(path.name + PART_SUFFIX) for path in finals]
+    if closed_segments(finals[0]):
+        raise MbrError(
+            f"{segment_folder(finals[0])}: holds label files of a live session of this name, which would be taken for "
+            "a part of these labels. Give another --out."
+        )
     windows = {job.name: window_px} if window_px else None
     pipeline = Pipeline(bundle.manifest, engine, windows)
     out.mkdir(parents=True, exist_ok=True)

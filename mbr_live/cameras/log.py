@@ -100,7 +100,8 @@ def read_events(path: Path) -> Iterator[Event]:
         if header != CAMERA_LOG_HEADER:
             raise MbrError(f"{path}: found the header {header[:60]!r}, expected {CAMERA_LOG_HEADER!r}. Check the file.")
         for line in lines:
-            yield _event(path, line.rstrip("\n"))
+            if line.endswith("\n"):  # a row that is being written, or was torn off by a power cut, is not one yet
+                yield _event(path, line.rstrip("\n"))
 
 
 def read_outages(path: Path) -> list[Outage]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Engine, ForeignKey, Integer, create_engine, event, make_url
+from sqlalchemy import BigInteger, Engine, ForeignKey, Integer, create_engine, event, inspect, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -160,11 +160,22 @@ def open_store(url: str) -> Engine:
         if parsed.get_backend_name() == "sqlite":
             event.listen(engine, "connect", _safe_sqlite)
         Base.metadata.create_all(engine)
+        found = inspect(engine)
+        old = [
+            name
+            for name, table in Base.metadata.tables.items()
+            if {column.name for column in table.columns} - {column["name"] for column in found.get_columns(name)}
+        ]
     except (SQLAlchemyError, NoSuchModuleError, ModuleNotFoundError) as error:
         reason = str(error).splitlines()[0]
         raise MbrError(
             f"store: {shown} cannot be used ({reason}). Is it running, and may this user write to it?"
         ) from error
+    if old:
+        raise MbrError(
+            f"store: {shown} was made by an earlier version (columns of {', '.join(old)} are missing). Give an empty "
+            "database: it is filled from the logs."
+        )
     return engine
 
 

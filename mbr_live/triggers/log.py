@@ -259,9 +259,9 @@ def message_id(session: str, action: Action) -> str:
 
 
 def read_receipts(path: Path) -> Iterator[dict[str, str]]:
-    """The rows of a log of receipts; MbrError when it is not one."""
+    """The rows of a log of receipts; MbrError when it is not one. A torn last row does not count."""
     with path.open(newline="") as lines:
-        reader = csv.DictReader(lines)
+        reader = csv.DictReader(line for line in lines if line.endswith("\n"))
         if tuple(reader.fieldnames or ()) != COLUMNS:
             raise MbrError(f"{path}: this is not a log of triggers. Expected the {TRIGGERS_SUFFIX} of a live run.")
         yield from reader
