@@ -35,8 +35,8 @@ from mbr_live.sinks import (
 from mbr_live.types import Decision, Frame, MbrError, SourceFrame
 from mbr_live.video.sources import JOURNAL_SUFFIX, JoinedFiles, Recording, Source, VideoFile, sampled
 
-AHEAD_FRAMES = 8  # decoded, and seen, ahead: enough to keep all threads busy, little enough to stay small
-TOGETHER_FRAMES = 8  # at most, of which the features are computed in one call
+AHEAD_FRAMES = 8  # decoded ahead: enough to keep all threads busy, little enough to stay small
+TOGETHER_FRAMES = 32  # seen ahead, and at most computed in one call, at whose end the threads of the engine wait
 
 Progress = Callable[[int], None]
 """Called with the number of source frames that are done."""
@@ -169,8 +169,8 @@ def _label(
 
     with (
         closing(Ahead(frames, AHEAD_FRAMES)) as decoded,
-        closing(Ahead(_ticks(decoded, pipeline, replayed, glances=drift is not None), AHEAD_FRAMES)) as seen,
-        closing(Ahead(_computed(seen.groups(TOGETHER_FRAMES), pipeline), AHEAD_FRAMES)) as computed,
+        closing(Ahead(_ticks(decoded, pipeline, replayed, glances=drift is not None), TOGETHER_FRAMES)) as seen,
+        closing(Ahead(_computed(seen.groups(TOGETHER_FRAMES), pipeline), TOGETHER_FRAMES)) as computed,
     ):
         for tick, features in computed:
             last, origin_ns = tick.index, tick.origin_ns
