@@ -14,10 +14,11 @@ from mbr_live import appending
 from mbr_live.appending import Unwritable, WaitingRows, once_there_is_room
 from mbr_live.bundle import Bundle
 from mbr_live.engines.openvino_engine import OpenVinoEngine
+from mbr_live.label_log import label_rows, read_labels
 from mbr_live.live.arrivals import Eye, RefusedFrame, SeenFrame
 from mbr_live.live.backlog import Backlog, Labelled
 from mbr_live.pipeline import Pipeline
-from mbr_live.sinks import SessionLog, label_rows, read_labels
+from mbr_live.sinks import SessionLog
 from mbr_live.types import UNKNOWN, Decision, Status
 from mbr_live.wire import FrameHeader
 

@@ -32,9 +32,10 @@ from mbr_live.cameras.live_camera import (
 )
 from mbr_live.cameras.log import CameraLog, Outage, read_events, read_outages
 from mbr_live.config import BaslerCamera, Camera, Config, MjpegCamera, OpenCvCamera, RtspCamera
+from mbr_live.label_log import gap_ranges, read_labels
 from mbr_live.live.run import System
 from mbr_live.processes import Child
-from mbr_live.sinks import gap_ranges, read_labels, read_run
+from mbr_live.sinks import read_run
 from mbr_live.stages.sampler import SamplerState
 from mbr_live.video.sources import Recording, read_journal
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from live import bouts_of, mbr_live, played, simulated, system_config
 
 from mbr_live.bundle import Bundle
+from mbr_live.label_log import read_labels
 from mbr_live.live.run import System
 from mbr_live.processes import Child
 from mbr_live.simulation.camera import record
-from mbr_live.sinks import read_labels, read_run
+from mbr_live.sinks import read_run
 from mbr_live.video.sources import read_journal
 
 KILLS = 20

@@ -10,8 +10,9 @@ from pathlib import Path
 from live import simulated, system_config
 
 from mbr_live.config import Config
+from mbr_live.label_log import read_labels
 from mbr_live.live.run import System
-from mbr_live.sinks import read_labels, read_run
+from mbr_live.sinks import read_run
 from mbr_live.status import CameraStatus, SystemStatus, parse_status
 from mbr_live.trigger_config import SerialOutput, Trigger, Watchdog
 from mbr_live.triggers.log import read_receipts

@@ -12,8 +12,8 @@ from live import mbr_live, simulated, system_config
 
 from mbr_live.config import Config
 from mbr_live.keys import AUTHORIZED, INFERENCE, OWN, SECRET, Keys, load_keys, make_keys
+from mbr_live.label_log import read_labels
 from mbr_live.live.run import System
-from mbr_live.sinks import read_labels
 from mbr_live.types import Frame, MbrError
 from mbr_live.wire import FrameReceiver, FrameSender, StatusSubscriber, free_endpoint
 

@@ -10,8 +10,8 @@ from conftest import ROOT
 from live import mbr_live
 
 from mbr_live.config import load_config
+from mbr_live.label_log import read_labels
 from mbr_live.processes import EXIT_USER_ERROR
-from mbr_live.sinks import read_labels
 from mbr_live.triggers.log import STAGES, read_receipts
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 

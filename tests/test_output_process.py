@@ -16,9 +16,9 @@ from test_outputs import http_server
 from trigger_rig import Labels, listening, outcomes, output_process, ready, receipts, rig_config, trigger, wait_for
 
 from mbr_live.config import Config
+from mbr_live.label_log import read_labels
 from mbr_live.live.run import System
 from mbr_live.processes import EXIT_USER_ERROR, Child
-from mbr_live.sinks import read_labels
 from mbr_live.trigger_config import SerialOutput, WebhookOutput
 from mbr_live.triggers.output import check_outputs
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox

@@ -9,8 +9,9 @@ import pytest
 from live import bouts_of, mbr_live, simulated, system_config
 
 from mbr_live.bundle import Bundle
+from mbr_live.label_log import read_labels
 from mbr_live.live.run import run
-from mbr_live.sinks import read_labels, read_run
+from mbr_live.sinks import read_run
 
 OUTPUTS = (".labels.csv", ".bouts.csv")
 

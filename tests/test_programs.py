@@ -16,8 +16,9 @@ from live import mbr_live, simulated, system_config
 
 from mbr_live import __version__
 from mbr_live.demo import found
+from mbr_live.label_log import LabelRow, read_labels
 from mbr_live.live.run import System
-from mbr_live.sinks import LabelRow, read_labels, read_run
+from mbr_live.sinks import read_run
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from live import simulated, system_config
 
 from mbr_live.config import Config
+from mbr_live.label_log import read_labels
 from mbr_live.live.run import System
-from mbr_live.sinks import read_labels
 from mbr_live.status import SystemStatus, parse_status
 from mbr_live.types import Frame, MbrError
 from mbr_live.wire import (

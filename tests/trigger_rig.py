@@ -12,8 +12,8 @@ from typing import Any
 from live import system_config
 
 from mbr_live.config import Camera, Config, Simulated
+from mbr_live.label_log import LABELS_SUFFIX
 from mbr_live.processes import Child
-from mbr_live.sinks import LABELS_SUFFIX
 from mbr_live.status import LabelMessage, read_output_status
 from mbr_live.trigger_config import AnyOutput, Trigger, Watchdog
 from mbr_live.triggers.log import TRIGGERS_SUFFIX, read_receipts

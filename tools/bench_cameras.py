@@ -41,9 +41,9 @@ from rich.progress import track
 from rich.table import Table
 
 from mbr_live.config import DEMO_BUNDLE, Config, load_config
+from mbr_live.label_log import LABELS_SUFFIX, read_labels
 from mbr_live.live.lane import TIMINGS_SUFFIX
 from mbr_live.simulation.camera import Simulation
-from mbr_live.sinks import LABELS_SUFFIX, read_labels
 from mbr_live.types import RATE_FPS, TICK_NS, Frame, Status
 from mbr_live.wire import CaptureCounts, FrameSender, StatusSubscriber, free_endpoint
 

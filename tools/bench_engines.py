@@ -80,11 +80,11 @@ def ways(bundle: Bundle) -> Iterator[Way]:
 
 def speed(bundle: Bundle, rounds: int) -> None:
     engines = {way: OpenVinoEngine(bundle, precision=way[0], threads=way[1], batch=way[2]) for way in ways(bundle)}
-    crops = np.concatenate((probe(), probe()))[: max(BATCHES)]
+    crops = np.tile(probe(), (3, 1, 1, 1))  # enough for all threads to have as many lanes as they take at a time
     measured: dict[Way, list[Speed]] = {way: [] for way in engines}
     for _ in track(range(rounds), "speed", console=Console(stderr=True)):
         for way, engine in engines.items():
-            measured[way].append(speed_of(engine, crops[: way[2]]))
+            measured[way].append(speed_of(engine, crops[: way[1] * way[2]]))
     table = Table(title=f"features of {bundle.manifest.name}, median of {rounds}; x: f32, one thread, one lane")
     for column in ("precision", "threads", "lanes", "frames/s", "x", "frames/CPU s", "x CPU"):
         table.add_column(column, justify="left" if column == "precision" else "right")

@@ -29,8 +29,8 @@ from rich.progress import track  # noqa: E402
 
 from mbr_live.cameras.log import read_outages  # noqa: E402
 from mbr_live.config import Camera, RtspCamera  # noqa: E402
+from mbr_live.label_log import gap_ranges, read_labels  # noqa: E402
 from mbr_live.live.run import System  # noqa: E402
-from mbr_live.sinks import gap_ranges, read_labels  # noqa: E402
 from mbr_live.status import LabelMessage, parse_status  # noqa: E402
 from mbr_live.wire import StatusSubscriber  # noqa: E402
 

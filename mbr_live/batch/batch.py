@@ -18,20 +18,10 @@ from mbr_live.ahead import Ahead
 from mbr_live.bundle import Bundle
 from mbr_live.drift import Drift, Glance, glance_at, reference_of
 from mbr_live.engines.protocol import Engine
+from mbr_live.label_log import LABELS_SUFFIX, gap_ranges, read_labels
 from mbr_live.label_segments import closed_segments, segment_folder
 from mbr_live.pipeline import Features, Hindsight, LaneState, Pipeline, Seen, SightState
-from mbr_live.sinks import (
-    BOUTS_SUFFIX,
-    LABELS_SUFFIX,
-    PART_SUFFIX,
-    RUN_SUFFIX,
-    RunManifest,
-    SessionLog,
-    gap_ranges,
-    read_labels,
-    versions,
-    write_run,
-)
+from mbr_live.sinks import BOUTS_SUFFIX, PART_SUFFIX, RUN_SUFFIX, RunManifest, SessionLog, versions, write_run
 from mbr_live.types import Decision, Frame, MbrError, SourceFrame
 from mbr_live.video.sources import JOURNAL_SUFFIX, JoinedFiles, Recording, Source, VideoFile, sampled
 
@@ -153,8 +143,8 @@ def _label(
 ) -> LaneState:
     """Run all frames through the pipeline into the log; the state in the end.
 
-    Decoding, seeing, the feature network and the rest each have a thread: what one picture shows needs nothing of what
-    is said of the one before.
+    Decoding, seeing and the networks each have a thread: what one picture shows needs nothing of what the networks
+    say of the one before.
     """
     state = pipeline.start()
     restarts = list(replayed.restarts)
@@ -170,9 +160,8 @@ def _label(
     with (
         closing(Ahead(frames, AHEAD_FRAMES)) as decoded,
         closing(Ahead(_ticks(decoded, pipeline, replayed, glances=drift is not None), TOGETHER_FRAMES)) as seen,
-        closing(Ahead(_computed(seen.groups(TOGETHER_FRAMES), pipeline), TOGETHER_FRAMES)) as computed,
     ):
-        for tick, features in computed:
+        for tick, features in _computed(seen.groups(TOGETHER_FRAMES), pipeline):
             last, origin_ns = tick.index, tick.origin_ns
             if tick.seen is None:
                 continue

@@ -96,7 +96,7 @@ def engine_of(bundle: Bundle, kind: EngineKind, *, threads: int = 1, batch: int 
     Raises MbrError where the machine, the bundle or the installation does not have it.
     """
     if kind.startswith("tensorrt-"):
-        return _gpu_engine(bundle, kind, threads, batch)
+        return _gpu_engine(bundle, kind, batch)
     if kind != "torch":
         return OpenVinoEngine(bundle, precision=_precision(kind), threads=threads, batch=batch)
     try:
@@ -140,10 +140,10 @@ def gpu_precision(kind: str) -> GpuPrecision:
     return found
 
 
-def _gpu_engine(bundle: Bundle, kind: EngineKind, threads: int, batch: int) -> Engine:
+def _gpu_engine(bundle: Bundle, kind: EngineKind, batch: int) -> Engine:
     """TensorRT, held against float32 on the CPU before anything believes it."""
     precision = gpu_precision(kind)
-    engine = TensorRtEngine(bundle, precision=precision, threads=threads, batch=batch)
+    engine = TensorRtEngine(bundle, precision=precision, batch=batch)
     found = parity(engine, OpenVinoEngine(bundle), bundle.manifest)
     allowed = limits(bundle, precision, gpu=True)
     if not passes(found, allowed):

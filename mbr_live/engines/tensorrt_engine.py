@@ -32,7 +32,7 @@ class NoPlan(MbrError):
 class TensorRtEngine:
     """A bundle on the first GPU. NoPlan where none was built; MbrError where there is no GPU, or the plan fails."""
 
-    def __init__(self, bundle: Bundle, *, precision: GpuPrecision = "f16", threads: int = 1, batch: int = 1) -> None:
+    def __init__(self, bundle: Bundle, *, precision: GpuPrecision = "f16", batch: int = 1) -> None:
         key = plan_key(bundle, precision, batch)
         found = read_plan(plan_folder(), key)
         if found is None:
@@ -45,7 +45,7 @@ class TensorRtEngine:
         self._subject, self._batch, self._precision = f"Bundle {bundle.path}: {FEATURES}", batch, precision
         self._ports = feature_ports(bundle)[0]
         self._network = _Network(plan, *feature_ports(bundle, batch), subject=self._subject)
-        self._temporal = OpenVinoEngine(bundle, threads=threads)
+        self._temporal = OpenVinoEngine(bundle)
         self._check_lanes_are_independent()
 
     @property

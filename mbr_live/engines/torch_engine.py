@@ -36,8 +36,8 @@ class TorchEngine:
     Raises MbrError where the graphs do not fit the manifest or have operators that are not known.
     """
 
-    def __init__(self, bundle: Bundle, *, int8: bool = False, threads: int = 1) -> None:
-        torch.set_num_threads(threads)  # of the whole process: torch knows no other way
+    def __init__(self, bundle: Bundle, *, int8: bool = False) -> None:
+        torch.set_num_threads(1)  # of the whole process: torch knows no other way
         manifest = bundle.manifest
         self._bundle, self._int8 = bundle, int8
         file = FEATURES_INT8 if int8 else FEATURES

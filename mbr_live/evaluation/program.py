@@ -18,6 +18,7 @@ from mbr_live.evaluation.report import render
 from mbr_live.sinks import write_atomically
 from mbr_live.types import MbrError
 
+_FILE_WIDTH = 120  # of tables that go to a file
 ALL = "all"
 """Instead of a split: every recording, for a truth of recordings that no model has been trained on."""
 
@@ -33,9 +34,11 @@ def evaluate_program(
     with console.status("reading the truth") as status:
         scored = truths(dataset, split)
         evaluation = write_report(dataset, split, scored, folders, out, progress=status.update)
-    Console().print(_table(evaluation))
+    shown = Console()
+    shown = shown if shown.is_terminal else Console(width=_FILE_WIDTH)
+    shown.print(_table(evaluation))
     if evaluation.lookahead:
-        Console().print(_lookahead_table(evaluation))
+        shown.print(_lookahead_table(evaluation))
     print(_scored(dataset, split))
     print(f"{out / 'report.html'} and {out / 'metrics.json'}")
 

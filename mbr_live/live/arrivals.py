@@ -1,16 +1,15 @@
-"""What arrives at inference, up to its label: the next picture is looked at while the feature network is at the last
-one, and that while the one before is labelled. Which frames can be used is decided here, since what cannot be used must
-not be looked at either.
+"""What arrives at inference, seen in a thread of its own: the next picture is looked at while the networks are at the
+last one. Which frames can be used is decided here, since what cannot be used must not be looked at either.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from mbr_live.drift import Glance, glance_at
-from mbr_live.pipeline import Features, Pipeline, Seen, SightState
+from mbr_live.pipeline import Pipeline, Seen, SightState
 from mbr_live.types import RATE_FPS
 from mbr_live.wire import BadMessage, End, FrameHeader, FrameReceiver, Header, Heartbeat, frame_of
 
@@ -86,22 +85,6 @@ def arrivals(receiver: FrameReceiver, eyes: Mapping[str, Eye], timeout_s: float)
             yield None if received is None else _arrival(*received, eyes)
         except BadMessage as error:
             yield error
-
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """What arrived together, in order, and the features of the frames among it."""
-
-    arrived: Sequence[Arrival]
-    features: Sequence[Features | None]  # of every SeenFrame
-
-
-def computed(groups: Iterable[Sequence[Arrival | None]], pipeline: Pipeline) -> Iterator[Computed]:
-    """The features of all frames of a group are computed in one call; a group may be of nothing."""
-    for group in groups:
-        arrived = [each for each in group if each is not None]
-        seen = [each.seen for each in arrived if isinstance(each, SeenFrame)]
-        yield Computed(arrived, pipeline.features(seen))
 
 
 def _arrival(header: Header, pixels: memoryview | None, eyes: Mapping[str, Eye]) -> Arrival:

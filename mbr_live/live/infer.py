@@ -1,8 +1,8 @@
 """The inference process: frames in from all cameras, labels out.
 
-One thread receives and looks at the pictures, one computes their features, the main one runs the temporal network,
-decides and writes; a few frames at most lie between them. Frames that have been seen by the time that the feature
-network is free share a call of it: nothing waits for others to arrive.
+One thread receives and looks at the pictures, the main one computes the networks, decides and writes; a few frames at
+most lie between them. Frames that have been seen by the time that the networks are free share a call of theirs: nothing
+waits for others to arrive.
 
 It writes a label before it tells anybody about it. It goes on with the files that it finds, so that it can be killed
 at any moment and started again.
@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 
@@ -28,35 +28,20 @@ from mbr_live.config import Config
 from mbr_live.drift import Reference, reference_of
 from mbr_live.engines.choice import open_live_engine
 from mbr_live.keys import load_keys
-from mbr_live.live.arrivals import Computed, Eye, RefusedFrame, SeenFrame, arrivals, computed
+from mbr_live.live.arrivals import Arrival, Eye, RefusedFrame, SeenFrame, arrivals
 from mbr_live.live.backlog import Labelled
 from mbr_live.live.checks import recorded_engine
 from mbr_live.live.lane import Lane, Timing
 from mbr_live.pipeline import Features, Pipeline
 from mbr_live.processes import Stop, notify, stop_signal
 from mbr_live.sinks import RunManifest, versions
-from mbr_live.status import (
-    LabelMessage,
-    OutputStatus,
-    SystemStatus,
-    passed_on,
-    read_output_status,
-)
+from mbr_live.status import LabelMessage, OutputStatus, SystemStatus, passed_on, read_output_status
 from mbr_live.types import Decision, Status
-from mbr_live.wire import (
-    BadMessage,
-    End,
-    FrameReceiver,
-    Header,
-    Heartbeat,
-    StatusPublisher,
-    own_clock,
-)
+from mbr_live.wire import BadMessage, End, FrameReceiver, Header, Heartbeat, StatusPublisher, own_clock
 
 STATUS_EVERY_S = 1.0
 DRAIN_S = 2.0  # after a stop: how long silence must last before cameras that said no end are given up
-AHEAD_FRAMES = 8  # seen but not computed yet; what is behind them waits in the sockets, where its size is bounded too
-AHEAD_GROUPS = 1  # of at most as many frames, computed but not labelled yet
+AHEAD_FRAMES = 8  # seen but not labelled yet; what is behind them waits in the sockets, where its size is bounded too
 _WAIT_S = 0.2
 
 _log = logging.getLogger(__name__)
@@ -91,12 +76,9 @@ def infer(config: Config) -> None:
         eyes = {
             name: Eye(pipeline, lane.state.last_index, glances=reference is not None) for name, lane in lanes.items()
         }
-        service = _Service(config, pipeline, (lanes, eyes), publisher, template, words)
-        with (
-            closing(Ahead(arrivals(receiver, eyes, _WAIT_S), AHEAD_FRAMES)) as seen,
-            closing(Ahead(computed(seen.groups(AHEAD_FRAMES), pipeline), AHEAD_GROUPS)) as ready,
-        ):
-            service.serve(ready, stop)
+        service = _Service(config, pipeline, lanes, eyes, publisher, template, words)
+        with closing(Ahead(arrivals(receiver, eyes, _WAIT_S), AHEAD_FRAMES)) as ahead:
+            service.serve(ahead, stop)
             service.end()
 
 
@@ -120,27 +102,29 @@ class _Service:
         self,
         config: Config,
         pipeline: Pipeline,
-        lanes: tuple[dict[str, Lane], dict[str, Eye]],
+        lanes: dict[str, Lane],
+        eyes: dict[str, Eye],
         publisher: StatusPublisher,
         template: RunManifest,
         engine: str,
     ) -> None:
         self._engine = engine
         self._config, self._pipeline = config, pipeline
-        self._lanes, self._eyes = lanes
+        self._lanes, self._eyes = lanes, eyes
         self._publisher, self._template = publisher, template
         self._refused: Counter[str] = Counter()
         self._started_s = time.monotonic()
         self._next_status_s = 0.0
 
-    def serve(self, ready: Iterable[Computed], stop: Stop) -> None:
+    def serve(self, ahead: Ahead[Arrival | None], stop: Stop) -> None:
         """Until a stop is asked for; then until every camera that was live has ended, or silence."""
         notify("READY=1")
         silent_since_s = time.monotonic()
-        for group in ready:
-            if group.arrived:
+        for group in ahead.groups(AHEAD_FRAMES):
+            arrived = [arrival for arrival in group if arrival is not None]
+            if arrived:
                 silent_since_s = time.monotonic()
-            self._take(group)
+            self._take(arrived)
             self._catch_up()
             self._publish_status()
             if stop.requested and (self._all_ended() or time.monotonic() - silent_since_s > DRAIN_S):
@@ -149,11 +133,11 @@ class _Service:
     def _all_ended(self) -> bool:
         return all(lane.ended or lane.session is None for lane in self._lanes.values())
 
-    def _take(self, group: Computed) -> None:
-        """Take messages in their order."""
-        features = iter(group.features)
+    def _take(self, group: Sequence[Arrival]) -> None:
+        """Take messages in their order; the features of all frames among them are computed together."""
+        features = iter(self._pipeline.features([each.seen for each in group if isinstance(each, SeenFrame)]))
         due: dict[str, tuple[SeenFrame, Features | None]] = {}  # at most one frame per lane
-        for each in group.arrived:
+        for each in group:
             if isinstance(each, BadMessage):
                 self._refuse_message(str(each))
                 continue

@@ -10,21 +10,12 @@ from typing import NamedTuple
 from mbr_live.appending import Unwritable, WaitingRows
 from mbr_live.config import Camera, Config
 from mbr_live.drift import MEMORY_FRAMES, Drift, Glance, Reference
+from mbr_live.label_log import LABELS_SUFFIX, gap_ranges, read_labels
 from mbr_live.latency import LatencyHistogram
 from mbr_live.live.arrivals import MAX_JUMP_TICKS
 from mbr_live.live.backlog import Backlog
 from mbr_live.pipeline import LaneState, Pipeline
-from mbr_live.sinks import (
-    BOUTS_SUFFIX,
-    LABELS_SUFFIX,
-    RUN_SUFFIX,
-    RunManifest,
-    SessionLog,
-    gap_ranges,
-    read_labels,
-    read_run,
-    write_run,
-)
+from mbr_live.sinks import BOUTS_SUFFIX, RUN_SUFFIX, RunManifest, SessionLog, read_run, write_run
 from mbr_live.status import CameraStatus, Liveness
 from mbr_live.types import RATE_FPS, Decision
 from mbr_live.wire import CameraReport, End, FrameHeader, Heartbeat, own_clock

@@ -15,9 +15,9 @@ from pathlib import Path
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config, Loss, VideoSource, Wire
 from mbr_live.keys import load_keys
+from mbr_live.label_log import LABELS_SUFFIX
 from mbr_live.live.checks import refuse_errors, start_checks
 from mbr_live.processes import RESTARTS_PER_MINUTE, Child, Stop, stop_all, stop_signal
-from mbr_live.sinks import LABELS_SUFFIX
 from mbr_live.status import OUTPUT_STATUS_FILE, read_output_status
 from mbr_live.triggers.rules import trigger_rules
 from mbr_live.types import MbrError

@@ -21,8 +21,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mbr_live.appending import WaitingRows
+from mbr_live.label_log import LABELS_SUFFIX, last_frame
 from mbr_live.latency import LatencyHistogram
-from mbr_live.sinks import LABELS_SUFFIX, cut_torn_row, last_frame, write_atomically
+from mbr_live.sinks import cut_torn_row, write_atomically
 from mbr_live.triggers.machine import Action, TriggerRule, TriggerState, finish, recall
 from mbr_live.triggers.outputs.protocol import TriggerMessage
 from mbr_live.triggers.outputs.workers import Delivery
