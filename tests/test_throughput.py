@@ -225,10 +225,10 @@ from mbr_live.config import DEMO_BUNDLE
 from mbr_live.types import MbrError
 
 class Killed(Labeller):
-    def label(self, engine, number, job, told):
-        if number == 1:
+    def label(self, engine, job, far):
+        if job.name == "box1":
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().label(engine, number, job, told)
+        return super().label(engine, job, far)
 
 if __name__ == "__main__":
     jobs = [Job(f"box{n}", (Path(sys.argv[1]),)) for n in range(3)]

@@ -28,7 +28,8 @@ from mbr_live.evaluation.program import truths  # noqa: E402
 from mbr_live.evaluation.scoring import average_precision, f1  # noqa: E402
 from mbr_live.training import checkpoints, curves  # noqa: E402
 from mbr_live.training import train as training  # noqa: E402
-from mbr_live.training.preparation import CROPPED_BY, MEASURED_BY, prepare, stretches  # noqa: E402
+from mbr_live.training.cropping import CROPPED_BY, MEASURED_BY  # noqa: E402
+from mbr_live.training.preparation import prepare, stretches  # noqa: E402
 from mbr_live.training.train import train  # noqa: E402
 from mbr_live.types import MbrError  # noqa: E402
 

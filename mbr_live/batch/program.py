@@ -7,7 +7,6 @@ other, and on a machine with many cores one file cannot use them all.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from rich.table import Table
 
 from mbr_live.batch.batch import Job, Replayed, jobs_of
-from mbr_live.batch.workers import Labeller, Told, labelled
+from mbr_live.batch.workers import Labeller, labelled
 from mbr_live.bundle import load_bundle
-from mbr_live.engines.choice import kind_of
+from mbr_live.engines.choice import cores, kind_of
+from mbr_live.jobs import Told
 from mbr_live.sinks import RunManifest, read_run
 from mbr_live.types import DEFAULT_ENGINE, EngineWish, MbrError
 
@@ -57,7 +57,7 @@ def batch_program(
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bars:
         shown = [bars.add_task(job.name, total=None) for job in jobs]
-        for number, ended in labelled(labeller, jobs, at_once or _cores(), _shows(bars, shown)):
+        for number, ended in labelled(labeller, jobs, at_once or cores(), _shows(bars, shown)):
             if isinstance(ended, RunManifest):
                 bars.update(shown[number], total=1, completed=1)
                 done[number] = ended
@@ -73,11 +73,6 @@ def batch_program(
                 errors.print(f"{run.recording}: {', '.join(run.drifted)} unlike training; see drift in its .run.json")
         print(f"labels, bouts and manifests: {out}")
     return 0 if len(done) == len(jobs) else EXIT_SOME_FAILED
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _shows(bars: Progress, shown: Sequence[TaskID]) -> Told:

@@ -64,7 +64,7 @@ class OpenVinoEngine:
 
     @property
     def name(self) -> str:
-        return f"openvino {version()} cpu {self._precision}"
+        return name_in(self._precision)
 
     def features(self, crops: Crops) -> Floats:
         if self._features is None:
@@ -90,6 +90,11 @@ class OpenVinoEngine:
 def version() -> str:
     """Version of OpenVINO."""
     return str(ov.__version__).split("-")[0]
+
+
+def name_in(precision: Precision) -> str:
+    """What an engine of this precision is called."""
+    return f"openvino {version()} cpu {precision}"
 
 
 def cpu_name() -> str:

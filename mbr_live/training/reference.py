@@ -19,8 +19,8 @@ from mbr_live.drift import BRIGHTNESS, SIZE, Counts, Histogram, Reference, bins_
 from mbr_live.sinks import write_atomically
 from mbr_live.stages import locate
 from mbr_live.stages.blindness import BlindState, is_blind
+from mbr_live.training.cropping import CROPPED_BY
 from mbr_live.training.fitting import Validated
-from mbr_live.training.preparation import CROPPED_BY
 from mbr_live.video import sources
 
 LOOKED_AT_TICKS = 1200  # two minutes of each recording: enough for its light and its animal, and soon looked at

@@ -28,7 +28,7 @@ from mbr_live.training.card import score_table, training_card
 from mbr_live.training.checkpoints import Checkpoints
 from mbr_live.training.curves import Curves, Told
 from mbr_live.training.export import write_model
-from mbr_live.training.extraction import inputs_of
+from mbr_live.training.extraction import feature_network, inputs_of
 from mbr_live.training.extractors import build_extractor, file_hash
 from mbr_live.training.fine_tuning import fine_tune
 from mbr_live.training.fitting import Validated
@@ -100,11 +100,14 @@ def train_on(
     with deterministic(plan.training.seed, SMALL_THREADS if plan.model.extractor == "none" else THREADS):
         extractor = build_extractor(plan.model, plan.weights_file)  # before hours of cropping: weights may be missing
         temporal = temporal_of(plan.model, extractor.feature_dim if extractor else 0, len(plan.behaviours))
-        recordings = preparation.prepare(plan, cache, progress)
-        checkpoints = Checkpoints((checkpoints_in or cache) / f"{plan.name}.{_key(plan, recordings)}.checkpoints")
-        curves = Curves(logs, told)
-        learnt = _Stages(plan, recordings, extractor, temporal, cache, checkpoints, curves, progress).run()
-        curves.close()
+        with feature_network(extractor if plan.model.is_frozen else None, temporal, plan) as published:
+            recordings = preparation.prepare(plan, cache, progress, published)
+            checkpoints = Checkpoints((checkpoints_in or cache) / f"{plan.name}.{_key(plan, recordings)}.checkpoints")
+            curves = Curves(logs, told)
+            learnt = _Stages(
+                plan, recordings, extractor, temporal, published, cache, checkpoints, curves, progress
+            ).run()
+            curves.close()
     judged = any(np.any(stretch.truth != UNKNOWN) for stretch in learnt.validated)
     kept_aside = any(recording.split == "validation" for recording in recordings)
     if not judged and (kept_aside or plan.is_fitted):
@@ -141,6 +144,7 @@ class _Stages:
         recordings: Sequence[Recording],
         extractor: Extractor | None,
         temporal: TemporalModel,
+        published: Bundle | None,
         cache: Path,
         checkpoints: Checkpoints,
         curves: Curves,
@@ -148,6 +152,7 @@ class _Stages:
     ) -> None:
         self._plan, self._settings = plan, plan.training
         self._extractor, self._temporal = extractor, temporal
+        self._published = published  # of an extractor that stays as it is, as far as the sequences
         self._cache, self._checkpoints, self._curves, self._progress = cache, checkpoints, curves, progress
         every = [each for recording in recordings for each in recording.with_copies()]
         lessons = [lesson_of(recording, plan.max_gap_frames) for recording in every]
@@ -164,7 +169,7 @@ class _Stages:
             )
             steps["frames"] = self._settings.frame_steps
         taught = [*self._taught, *self._copies]
-        inputs = self._inputs([*taught, *self._kept_aside], keep=self._plan.model.is_frozen)
+        inputs = self._inputs([*taught, *self._kept_aside], self._published)
         standardise(self._temporal, [inputs[lesson.name] for lesson in taught])
         validation = Validation(self._kept_aside, inputs, self._plan.warmup_frames)
         steps["sequences"] = train_on_sequences(
@@ -187,14 +192,16 @@ class _Stages:
 
     def _validation_anew(self) -> Validation:
         """The recordings kept aside, with the features of the extractor as it is now."""
-        return Validation(self._kept_aside, self._inputs(self._kept_aside, keep=False), self._plan.warmup_frames)
+        return Validation(self._kept_aside, self._inputs(self._kept_aside), self._plan.warmup_frames)
 
-    def _inputs(self, lessons: Sequence[Lesson], *, keep: bool) -> dict[str, Tensor]:
-        """What the temporal network takes, by name of the lesson. Features are kept for other trainings where the
-        extractor will be the same there, else until this one is over.
+    def _inputs(self, lessons: Sequence[Lesson], published: Bundle | None = None) -> dict[str, Tensor]:
+        """What the temporal network takes, by name of the lesson. Features of an extractor as it was published are
+        kept for other trainings, those of one that has learnt until this training is over.
         """
-        folder = self._cache if keep else self._checkpoints.folder
-        return inputs_of(self._extractor, self._temporal, lessons, self._plan, folder, self._progress)
+        if published:
+            return inputs_of(published, lessons, self._cache, self._progress)
+        with feature_network(self._extractor, self._temporal, self._plan) as network:
+            return inputs_of(network, lessons, self._checkpoints.folder, self._progress)
 
     def _follow(self, validation: Validation) -> Follow:
         def follow(step: int, loss: Tensor) -> None:
