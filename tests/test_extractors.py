@@ -25,6 +25,7 @@ from mbr_live.evaluation.evaluate import evaluate  # noqa: E402
 from mbr_live.evaluation.program import truths  # noqa: E402
 from mbr_live.pipeline import Pipeline  # noqa: E402
 from mbr_live.training import checkpoints, extraction  # noqa: E402
+from mbr_live.training.cache_files import features_file  # noqa: E402
 from mbr_live.training.crossvalidate import _hash_of_sources  # noqa: E402
 from mbr_live.training.curves import Curves  # noqa: E402
 from mbr_live.training.export import write_untaught  # noqa: E402
@@ -386,6 +387,36 @@ def test_features_are_computed_once_and_gone_on_with(
     seen.clear()
     list(extraction.computed(frozen, lessons, tmp_path, stopped_at("", 0, seen)))
     assert len(seen) == len(lessons)
+
+
+def test_features_of_a_published_extractor_are_computed_while_recordings_are_cropped(
+    frozen: Bundle, folder: Path, cache: Path, tmp_path: Path
+) -> None:
+    """They are those of the crops; the crops are not kept; and what a killed training left is not computed again."""
+    plan = read_dataset(folder / "frozen.toml")
+    lessons = [lesson_of(recording, plan.max_gap_frames) for recording in prepare(plan, cache, silent)]
+    expected = list(extraction.computed(frozen, lessons, tmp_path / "of crops", silent))
+    left_behind = features_file(tmp_path, lessons[0].recording.crops_name, None, frozen).with_suffix(".rows")
+    left_behind.write_bytes(np.full((40, 512), 7, np.float32).tobytes() + b"torn")
+    plain = plan.training.model_copy(
+        update={"recording_augmentation": RecordingAugmentation(), "fine_tuning": FineTuning()}
+    )
+    recordings = prepare(plan.model_copy(update={"training": plain}), tmp_path, silent, frozen)
+    assert all(recording.crops is None for recording in recordings) and not list(tmp_path.glob("*.crops.npy"))
+    assert not list(tmp_path.glob("*.rows")) and not list(tmp_path.glob("*.lock"))
+    lessons = [lesson_of(recording, plan.max_gap_frames) for recording in recordings]
+    found = list(extraction.computed(frozen, lessons, tmp_path, silent))
+    assert np.all(found[0][:40] == 7)
+    np.testing.assert_array_equal(found[0][40:], expected[0][40:])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_crops_are_kept_where_copies_of_them_are_changed(frozen: Bundle, folder: Path, tmp_path: Path) -> None:
+    plan = read_dataset(folder / "frozen.toml")
+    augmented = plan.training.model_copy(update={"recording_augmentation": RecordingAugmentation(copies=1)})
+    recordings = prepare(plan.model_copy(update={"training": augmented}), tmp_path, silent, frozen)
+    assert all(len(crops_of(recording)) == len(recording.ticks) for recording in recordings)
+    assert len(list(tmp_path.glob("*.features.npy"))) == len(recordings)
 
 
 @pytest.mark.parametrize("name", ["frozen", "silhouettes"])

@@ -166,8 +166,9 @@ def test_learning_curves_are_written_and_change_no_weight(
 
 
 def test_training_reports_every_stage_to_its_end(trained: Bundle, reported: dict[str, tuple[int, int]]) -> None:
-    frames, of_all = reported.pop("features")
-    assert frames == of_all > 0
+    for counted in ("source frames", "features"):
+        frames, of_all = reported.pop(counted)
+        assert frames == of_all > 0
     assert reported == dict.fromkeys(("recordings", "frames", "sequences", "reference"), (2, 2))
 
 

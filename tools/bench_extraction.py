@@ -143,9 +143,9 @@ def networks(plan: Dataset) -> tuple[Extractor | None, TemporalModel]:
 
 def extract(folder: Path) -> None:
     """What a training does before it learns: says the seconds of all, and those from the last crop on."""
-    start_s = time.monotonic()
     plan, cache = read_dataset(folder / DATASET_FILE), folder / "cache"
-    extractor, temporal = networks(plan)
+    extractor, temporal = networks(plan)  # which loads further libraries
+    start_s = time.monotonic()
     with feature_network(extractor, temporal, plan) as network:
         published = None if plan.model.extractor in LEARNS_FIRST else network
         recordings = prepare(plan, cache, lambda *_: None, published)

@@ -119,6 +119,11 @@ class TrainingSettings(Section):
     early_stopping: EarlyStopping = EarlyStopping()
     fine_tuning: FineTuning = FineTuning()
 
+    @property
+    def takes_crops_again(self) -> bool:
+        """Whether crops are wanted once their features are known: changed copies, and what fine-tuning learns from."""
+        return bool(self.recording_augmentation.copies or self.fine_tuning.steps)
+
 
 class SplitSettings(Section):
     """How the groups that have no split of their own are split: shares of the groups of each condition."""

@@ -26,14 +26,13 @@ COMPUTED_BY = ("engines/openvino_engine.py", "engines/protocol.py", "datasets/au
 _FLOAT_BYTES = 4
 
 
-def features_file(folder: Path, crops_file: Path, change: Change | None, network: Bundle) -> Path:
+def features_file(folder: Path, crops: str, change: Change | None, network: Bundle) -> Path:
     """Where features are kept: of crops, whose name has the video and the code that made them, changed or not, by the
     feature network of a bundle in OpenVINO.
     """
     graph = network.manifest.files[FEATURES].sha256
-    name = crops_file.name.removesuffix(crops_file.suffix)
-    key = key_of(f"{name} {graph} {name_in('f32')} {change}", COMPUTED_BY)
-    return folder / f"{name}.{key}.features.npy"
+    key = key_of(f"{crops} {graph} {name_in('f32')} {change}", COMPUTED_BY)
+    return folder / f"{crops}.{key}.features.npy"
 
 
 class Rows:

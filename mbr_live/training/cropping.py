@@ -49,15 +49,17 @@ class CachedFiles:
 
     rows: Path  # ticks and source frames, int64 [N, 2]
     crop: CropKind
+    crops_name: str
     crops: Path | None  # uint8 [N, CROP_PX, CROP_PX, 3]
     channels: Path | None  # float32 [N, len(CHANNELS)]
     varied: Path | None  # float32 [V, N, len(CHANNELS)]
-    features: Path | None  # float32 [N, D]; can be made of the crops later, so nothing is decoded for it alone
+    features: Path | None  # float32 [N, D]
 
-    def missing(self) -> tuple[Path, ...]:
-        """Those that the video has to be decoded for."""
-        wanted = (self.rows, self.crops, self.channels, self.varied)
-        return tuple(path for path in wanted if path and not path.is_file())
+    def missing(self) -> frozenset[Path]:
+        """Those that the video has to be decoded for; where there are crops, features are made of them."""
+        features = self.features if self.crops is None or not self.crops.is_file() else None
+        wanted = (self.rows, self.crops, self.channels, self.varied, features)
+        return frozenset(path for path in wanted if path and not path.is_file())
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,7 @@ def opened(network: Bundle | None, processes: int) -> Callable[[Cropping, Far], 
 def _make(engine: Engine | None, feature_dim: int, job: Cropping, far: Far) -> int:
     """Make what is missing of a recording; how many frames it has. `far` is told source frames."""
     with alone(job.files.rows.with_suffix(".lock")):
-        if not (missing := frozenset(job.files.missing())):
+        if not (missing := job.files.missing()):
             return len(np.load(job.files.rows, allow_pickle=False))
         spec = job.spec
         source = sources.JoinedFiles(spec.name, [sources.open_video(video) for video in video_files(spec, job.cache)])
@@ -128,8 +130,8 @@ def _write(
         keep, computed = None, None
         if files.crops and files.crops in missing:
             keep = stack.enter_context(_crop_file(files.crops))
-            if engine and files.features:
-                computed = stack.enter_context(continued(files.features, feature_dim))
+        if engine and files.features and files.features in missing:
+            computed = stack.enter_context(continued(files.features, feature_dim))
         decoded = stack.enter_context(closing(Ahead(frames, _DECODED_AHEAD_FRAMES)))
         seen = stack.enter_context(closing(Ahead(_shown(decoded, job, missing, keep), _SEEN_AHEAD_FRAMES)))
         for group in seen.groups(_SEEN_AHEAD_FRAMES):
@@ -159,7 +161,8 @@ def _shown(
     """Look at frames one after the other, and keep their crops where they are missing."""
     files = job.files
     measures = bool({files.channels, files.varied} & missing)
-    cuts = measures or (keep and files.crop == "silhouette")
+    crops = bool({files.crops, files.features} & missing)
+    cuts = measures or (crops and files.crop == "silhouette")
     draws = job.draws if files.varied in missing else ()
     state, blind_state, last = locate.initial_state(), BlindState(), None
     measured = _Measured(draws)
@@ -174,9 +177,8 @@ def _shown(
         cut = silhouette(frame.pixels, sighting, state, side) if cuts else None
         if last is not None and frame.index - last - 1 > job.max_gap_frames:
             measured.reset()
-        crop = None
-        if keep:
-            crop = _crop(frame.pixels, sighting, side, cut if files.crop == "silhouette" else None)
+        crop = _crop(frame.pixels, sighting, side, cut if files.crop == "silhouette" else None) if crops else None
+        if keep and crop is not None:
             keep(crop)
         yield _Shown(frame.index, frame.source_frame, crop, measured.add(cut) if cut and measures else ())
         last = frame.index

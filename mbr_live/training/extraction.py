@@ -67,17 +67,11 @@ def computed(
         def report(done: int, before: int = before) -> None:
             progress("features", before + done, total)
 
-        file = _file(lesson, network, folder)
+        file = features_file(folder, lesson.recording.crops_name, lesson.change, network)
         _complete(file, lesson, network.manifest.feature_dim, opened, report)
         before += len(lesson.recording.ticks)
         progress("features", before, total)
         yield np.load(file, allow_pickle=False)
-
-
-def _file(lesson: Lesson, network: Bundle, folder: Path) -> Path:
-    if lesson.recording.crops_file is None:
-        raise ValueError(f"{lesson.name} was prepared without crops")
-    return features_file(folder, lesson.recording.crops_file, lesson.change, network)
 
 
 def _complete(

@@ -52,8 +52,8 @@ class Recording:
     subject: str  # what scores are given for: the recording, or the group of a clip
     split: str
     ticks: NDArray[np.int64]  # [N] of the 10 fps grid
-    crops: NDArray[np.uint8] | None  # [N, H, W, 3], mapped from a file where they are many; None: not needed
-    crops_file: Path | None  # where they lie; its name tells the video, the window and how they were made
+    crops: NDArray[np.uint8] | None  # [N, H, W, 3], mapped from a file where they are many; None: not kept
+    crops_name: str  # tells the video, the window and how crops are made of it
     channels: NDArray[np.float32] | None  # [N, M] kinematics; None: not needed
     truth: Marks  # [N, K]
     judged: NDArray[np.bool_]  # [N] the mark is somebody's judgement of this frame, not held from an earlier one
@@ -186,17 +186,21 @@ def _files(spec: RecordingSpec, dataset: Dataset, cache: Path, network: Bundle |
     key = key_of(pictures + window, (*RENDERED_BY, *CROPPED_BY))
     measured = key_of(f"{pictures}{window} gap {dataset.max_gap_frames}", (*RENDERED_BY, *MEASURED_BY))
     name, crop = file_name(spec.name), dataset.model.crop
-    crops = cache / f"{name}.{key}.crops.npy"
+    crops = f"{name}.{key}.crops"
     if crop == "silhouette":
-        cut = key_of(f"{pictures}{window}", (*RENDERED_BY, *CUT_BY))
-        crops = cache / f"{name}.{cut}.silhouettes.npy"
+        crops = f"{name}.{key_of(f'{pictures}{window}', (*RENDERED_BY, *CUT_BY))}.silhouettes"
+    crops_file = cache / f"{crops}.npy"
+    keeps_crops = dataset.model.extractor != "none" and (
+        network is None or dataset.training.takes_crops_again or crops_file.is_file()
+    )
     settings = dataset.training.variation
     drawn = f"{pictures}{window} gap {dataset.max_gap_frames} {settings} {dataset.training.seed} {spec.name}"
     copied = settings.copies and spec.split == "train"
     return CachedFiles(
         cache / f"{name}.{key}.rows.npy",
         crop,
-        crops if dataset.model.extractor != "none" else None,
+        crops,
+        crops_file if keeps_crops else None,
         cache / f"{name}.{measured}.channels.npy" if dataset.model.channels else None,
         cache / f"{name}.{key_of(drawn, (*RENDERED_BY, *VARIED_BY))}.varied.npy" if copied else None,
         features_file(cache, crops, None, network) if network else None,
@@ -239,7 +243,7 @@ def _load(
         split=spec.split or "train",
         ticks=ticks,
         crops=crops,
-        crops_file=files.crops,
+        crops_name=files.crops_name,
         channels=channels,
         truth=annotations.at(source_frames),
         judged=judged,

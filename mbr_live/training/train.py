@@ -46,7 +46,6 @@ from mbr_live.types import UNKNOWN, MbrError
 
 THREADS = 2  # a fixed number, since sums in another order give other weights
 SMALL_THREADS = 1  # without a trunk there is too little to share: two would wait for each other
-_CROPS_OF_A_KEY = 16
 _SCORED_EVERY_STEPS = 10
 
 
@@ -216,13 +215,11 @@ class _Stages:
 
 
 def _key(plan: Dataset, recordings: Sequence[Recording]) -> str:
-    """Of all that the weights depend on; of the crops, whose making is cached by content, a few tell."""
+    """Of all that the weights depend on."""
     digest = hashlib.sha256(f"{plan.model_dump_json()} {torch.__version__}".encode())
     digest.update(file_hash(plan.weights_file).encode() if plan.weights_file else b"")
     for recording in recordings:
-        digest.update(f"{recording.name} {recording.split} {len(recording.ticks)}".encode())
-        every = max(1, len(recording.ticks) // _CROPS_OF_A_KEY)
-        crops = None if recording.crops is None else recording.crops[::every]
-        for array in (recording.ticks, recording.truth, recording.judged, recording.channels, crops):
+        digest.update(f"{recording.name} {recording.split} {len(recording.ticks)} {recording.crops_name}".encode())
+        for array in (recording.ticks, recording.truth, recording.judged, recording.channels):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
     return dataset.key_of(digest.hexdigest(), ("*.py",))
