@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -200,6 +201,54 @@ def test_bytes_do_not_depend_on_lanes_batch_or_threads(
                 for b in range(0, LANES, lanes)
                 for lane in lanes_of(engine, crops[b : b + lanes], state[b : b + lanes])
             ] == alone, (threads, batch, lanes)
+
+
+@pytest.mark.parametrize("precision", get_args(Precision))
+@pytest.mark.parametrize("worth_it_s", [-1e9, 1e9], ids=["more threads", "one thread"])
+def test_a_live_lane_that_comes_alone_has_the_same_bytes_on_more_threads(
+    int8_bundle: Bundle,
+    crops: NDArray[np.uint8],
+    precision: Precision,
+    worth_it_s: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if precision == "bf16" and not has_bf16():
+        pytest.skip("this CPU does not compute in bf16")
+    monkeypatch.setattr(openvino_engine, "_WORTH_MORE_THREADS_S", worth_it_s)
+    live = OpenVinoEngine(int8_bundle, precision=precision, threads=2, live=True)
+    assert live._features is not None
+    assert (live._features._lone is live._features.single) == (worth_it_s > 0)
+    expected = OpenVinoEngine(int8_bundle, precision=precision).features(crops)
+    used: list[openvino_engine._Graph] = []
+    true = openvino_engine._Graph.per_lane
+
+    def noted(graph: openvino_engine._Graph, *arrays: NDArray[np.generic]) -> list[NDArray[np.generic]]:
+        used.append(graph)
+        return true(graph, *arrays)
+
+    monkeypatch.setattr(openvino_engine._Graph, "per_lane", noted)
+    alone = []
+    for lane in range(len(crops)):
+        if lane < 5:
+            time.sleep(0.1)  # as between the frames of one camera
+        alone.append(live.features(crops[lane : lane + 1]))
+    assert used[:5] == [live._features._lone] * 5
+    assert live._features.single in used
+    assert np.concatenate(alone).tobytes() == expected.tobytes() == live.features(crops).tobytes()
+
+
+def test_more_threads_that_give_other_bytes_are_not_taken(
+    int8_bundle: Bundle, crops: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a bf16 graph beside that of float32."""
+    if not has_bf16():
+        pytest.skip("this CPU does not compute in bf16, which differs")
+    monkeypatch.setattr(openvino_engine, "_WORTH_MORE_THREADS_S", -1e9)
+    exact, other = (OpenVinoEngine(int8_bundle, precision=each) for each in ("f32", "bf16"))
+    assert exact._features and other._features
+    ports = {"crops": (crops[:1].shape, np.uint8)}
+    assert openvino_engine._serves_better(exact._features.single, exact._features.single, ports)
+    assert not openvino_engine._serves_better(other._features.single, exact._features.single, ports)
 
 
 def test_bytes_that_depend_on_the_batch_are_refused(int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,14 @@ class Choice(_Record):
     why: str
 
 
-def open_engine(bundle: Bundle, wish: EngineWish, *, recorded: EngineKind | None = None, processes: int = 1) -> Engine:
+def open_engine(
+    bundle: Bundle,
+    wish: EngineWish,
+    *,
+    recorded: EngineKind | None = None,
+    processes: int = 1,
+    live: bool = False,
+) -> Engine:
     """The engine that was asked for, or, for `auto`, the best of this machine; `processes` of them share its cores.
 
     `recorded` is what the session that goes on was labelled with; MbrError where another one is named.
@@ -80,9 +87,9 @@ def open_engine(bundle: Bundle, wish: EngineWish, *, recorded: EngineKind | None
                 f"engine {wish}: the labels that are there were made with {recorded}, and others would not be the "
                 f'same. Use --engine {recorded} (engine = "{recorded}" in a configuration), or another folder.'
             )
-        return engine_of(bundle, wish, threads=_share(processes))
+        return engine_of(bundle, wish, threads=_share(processes), live=live)
     best = fastest(choose(bundle).measured, recorded)
-    return engine_of(bundle, best.kind, threads=min(best.threads, _share(processes)), batch=best.batch)
+    return engine_of(bundle, best.kind, threads=min(best.threads, _share(processes)), batch=best.batch, live=live)
 
 
 def _share(processes: int) -> int:
@@ -90,15 +97,15 @@ def _share(processes: int) -> int:
     return min(max(1, cores() // processes), LANES)
 
 
-def engine_of(bundle: Bundle, kind: EngineKind, *, threads: int = 1, batch: int = 1) -> Engine:
-    """An engine by its kind; torch and the GPU take no `threads`.
+def engine_of(bundle: Bundle, kind: EngineKind, *, threads: int = 1, batch: int = 1, live: bool = False) -> Engine:
+    """An engine by its kind; torch and the GPU take no `threads`, and are the same whether `live` or not.
 
     Raises MbrError where the machine, the bundle or the installation does not have it.
     """
     if kind.startswith("tensorrt-"):
         return _gpu_engine(bundle, kind, batch)
     if kind != "torch":
-        return OpenVinoEngine(bundle, precision=_precision(kind), threads=threads, batch=batch)
+        return OpenVinoEngine(bundle, precision=_precision(kind), threads=threads, batch=batch, live=live)
     try:
         from mbr_live.engines.torch_engine import TorchEngine
     except ModuleNotFoundError as error:
@@ -113,9 +120,9 @@ def open_live_engine(
     the whole session, and the note says so. A plan that is missing is built meanwhile, for the next one.
     """
     if not wish.startswith("tensorrt-"):
-        return open_engine(bundle, wish, recorded=recorded), None
+        return open_engine(bundle, wish, recorded=recorded, live=True), None
     if recorded == DEFAULT_ENGINE:
-        return engine_of(bundle, DEFAULT_ENGINE), f"this session began with it; {wish} serves the next"
+        return open_engine(bundle, DEFAULT_ENGINE, live=True), f"this session began with it; {wish} serves the next"
     try:
         return open_engine(bundle, wish, recorded=recorded), None
     except NoPlan:
@@ -128,7 +135,7 @@ def open_live_engine(
             raise
         note = f"{wish} cannot serve: {error}"
     _log.warning("%s serves this session: %s", DEFAULT_ENGINE, note)
-    return engine_of(bundle, DEFAULT_ENGINE), note
+    return open_engine(bundle, DEFAULT_ENGINE, live=True), note
 
 
 def gpu_precision(kind: str) -> GpuPrecision:

@@ -4,11 +4,15 @@ Only the feature network has a precision; the temporal network stays in float32,
 errors would add up in the state. Lanes are computed one by one, or in groups of a fixed size by a graph compiled for
 that size: that the bytes of both are the same is not promised by OpenVINO, so it is tried when the engine is opened.
 
-Threads take different lanes: two threads on one lane wait for each other, and more so when a core has other work.
+Threads take different lanes: two threads on one lane wait for each other, and more so when a core has other work. Only
+a live lane that comes alone, after a rest, has several, where that was found to be quicker when the engine was opened:
+few cameras are answered sooner, and as many are carried as before. These threads are bound to a core each: after a
+rest, Linux wakes a thread on the core of the one that wakes it, and leaves it there for longer than such a call takes.
 """
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
 from itertools import cycle
@@ -44,21 +48,29 @@ _RUNS_IN: dict[Precision, frozenset[str]] = {
     "int8": frozenset({"u8", "i8"}),
 }
 
+_TRIALS = 8
+_LONE_THREADS = 4  # at most: more gain little on one lane, and capture has use for the other cores
+_WORTH_MORE_THREADS_S = 0.001  # a lane must be this much quicker on them than on one, which wakes no other thread
+
 
 class OpenVinoEngine:
     """A bundle on the CPU, `batch` lanes at a time where there are as many, on up to `threads` threads.
 
+    `live`: lanes come when they come, often alone, and each is wanted soon.
+
     Raises MbrError where the graphs do not fit the manifest, or the CPU or the bundle does not have the precision.
     """
 
-    def __init__(self, bundle: Bundle, *, precision: Precision = "f32", threads: int = 1, batch: int = 1) -> None:
+    def __init__(
+        self, bundle: Bundle, *, precision: Precision = "f32", threads: int = 1, batch: int = 1, live: bool = False
+    ) -> None:
         if precision not in get_args(Precision) or threads < 1 or batch < 1:
             raise ValueError(f"precision {precision!r}, threads {threads}, batch {batch}")
         manifest = bundle.manifest
         if precision != "f32" and not manifest.feature_dim:
             raise MbrError(f"Bundle {bundle.path} has no feature network that could run in {precision}: openvino-f32.")
         self._bundle, self._precision = bundle, precision
-        self._features = _Features(bundle, precision, threads, batch) if manifest.feature_dim else None
+        self._features = _Features(bundle, precision, threads, batch, live) if manifest.feature_dim else None
         self._step = _Graph(bundle, TEMPORAL, *temporal_ports(bundle)) if manifest.causal else None
         self._sequence = None if manifest.causal else _SequenceGraph(bundle)
 
@@ -84,7 +96,7 @@ class OpenVinoEngine:
 
     def precisions(self) -> dict[str, int]:
         """How many convolutions of the compiled feature network run in which precision, as OpenVINO reports it."""
-        return dict(self._features.alone.precisions()) if self._features else {}
+        return dict(self._features.single.precisions()) if self._features else {}
 
 
 def version() -> str:
@@ -151,14 +163,24 @@ class _Call:
 
 
 class _Graph:
-    """One graph compiled for fixed inputs and outputs; `threads` calls of it can be on their way at the same time."""
+    """One graph compiled for fixed inputs and outputs; `calls` of it can be on their way at the same time, each on as
+    many `threads`.
+    """
 
     def __init__(
-        self, bundle: Bundle, file: str, inputs: Ports, outputs: Ports, threads: int = 1, hint: str = "f32"
+        self,
+        bundle: Bundle,
+        file: str,
+        inputs: Ports,
+        outputs: Ports,
+        hint: str = "f32",
+        *,
+        calls: int = 1,
+        threads: int = 1,
     ) -> None:
         self._subject, self._ports = f"Bundle {bundle.path}: {file}", inputs
-        self._model = _compiled(bundle, file, inputs, outputs, threads, hint)
-        self._calls = [_Call(self._model.create_infer_request(), inputs, outputs) for _ in range(threads)]
+        self._model = _compiled(bundle, file, inputs, outputs, hint, calls, threads)
+        self._calls = [_Call(self._model.create_infer_request(), inputs, outputs) for _ in range(calls)]
         self._at_once = len(self._calls[0].inputs[0])
 
     def per_lane(self, *arrays: NDArray[Any]) -> list[NDArray[Any]]:
@@ -185,13 +207,15 @@ class _Graph:
 
 
 class _Features:
-    """The feature network: one graph for single lanes and, for groups of `batch` lanes, another."""
+    """The feature network: one graph for single lanes, another for groups of `batch` lanes, and perhaps one for a lane
+    that comes alone after a rest.
+    """
 
-    def __init__(self, bundle: Bundle, precision: Precision, threads: int, batch: int) -> None:
+    def __init__(self, bundle: Bundle, precision: Precision, threads: int, batch: int, live: bool) -> None:
         self._subject = f"Bundle {bundle.path}: {FEATURES}"
         file, hint = _feature_file(bundle, precision)
-        self.alone = _Graph(bundle, file, *feature_ports(bundle), threads, hint)
-        found = self.alone.precisions()
+        self.single = _Graph(bundle, file, *feature_ports(bundle), hint, calls=threads)
+        found = self.single.precisions()
         if found and not found.keys() & _RUNS_IN[precision]:
             raise MbrError(
                 f"Bundle {bundle.path}: {precision} was asked for, but OpenVINO {version()} runs the convolutions of "
@@ -201,28 +225,61 @@ class _Features:
         self._batch = batch
         self._together = None
         if batch > 1:
-            self._together = _Graph(bundle, file, *feature_ports(bundle, batch), threads, hint)
+            self._together = _Graph(bundle, file, *feature_ports(bundle, batch), hint, calls=threads)
             self._check_same_bytes(bundle, self._together)
+        self._ended_s, self._took_s = 0.0, 0.0  # the last call
+        self._lone = self.single
+        if live and threads > 1:
+            shared = _Graph(bundle, file, *feature_ports(bundle), hint, threads=min(threads, _LONE_THREADS))
+            self._lone = shared if _serves_better(shared, self.single, feature_ports(bundle)[0]) else self.single
 
     def __call__(self, crops: Crops) -> Floats:
-        check_lanes(self._subject, (crops,), self.alone._ports)
+        check_lanes(self._subject, (crops,), self.single._ports)
+        if self._lone is self.single:
+            return self._on_a_thread_each(crops)
+        # Where calls follow each other closely, the other cores are wanted for what comes next.
+        start_s = time.perf_counter()
+        rested = start_s - self._ended_s > self._took_s
+        features = self._lone.per_lane(crops)[0] if len(crops) == 1 and rested else self._on_a_thread_each(crops)
+        self._ended_s = time.perf_counter()
+        self._took_s = self._ended_s - start_s
+        return features
+
+    def _on_a_thread_each(self, crops: Crops) -> Floats:
         grouped = len(crops) - len(crops) % self._batch if self._together else 0
         if self._together is None or not grouped:
-            return self.alone.per_lane(crops)[0]
+            return self.single.per_lane(crops)[0]
         (together,) = self._together.per_lane(crops[:grouped])
         if grouped == len(crops):
             return together
-        return np.concatenate((together, self.alone.per_lane(crops[grouped:])[0]))
+        return np.concatenate((together, self.single.per_lane(crops[grouped:])[0]))
 
     def _check_same_bytes(self, bundle: Bundle, together: _Graph) -> None:
         """A label must not depend on how many lanes share the process."""
         shape = feature_ports(bundle, self._batch)[0]["crops"][0]
         crops = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        if together.per_lane(crops)[0].tobytes() != self.alone.per_lane(crops)[0].tobytes():
+        if together.per_lane(crops)[0].tobytes() != self.single.per_lane(crops)[0].tobytes():
             raise MbrError(
                 f"{self._subject}: on this CPU ({cpu_name()}) OpenVINO {version()} computes other features for "
                 f"{self._batch} lanes at once than for one. Labels would depend on the number of cameras: use batch 1."
             )
+
+
+def _serves_better(one: _Graph, other: _Graph, inputs: Ports) -> bool:
+    """Whether a graph gives the bytes of another, and sooner by enough to use other threads for it."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 256, shape, np.uint8) for shape, _ in inputs.values()]
+    trials = [[_trial(graph, arrays) for graph in (one, other)] for _ in range(_TRIALS)]
+    took_s, other_took_s = (min(trial[place][0] for trial in trials) for place in (0, 1))
+    same = all(trial[0][1] == trial[1][1] for trial in trials)
+    return same and other_took_s - took_s > _WORTH_MORE_THREADS_S
+
+
+def _trial(graph: _Graph, arrays: Sequence[NDArray[Any]]) -> tuple[float, bytes]:
+    """Seconds of one call, and what came of it."""
+    start_s = time.perf_counter()
+    (result,) = graph.per_lane(*arrays)
+    return time.perf_counter() - start_s, result.tobytes()
 
 
 def _feature_file(bundle: Bundle, precision: Precision) -> tuple[str, str]:
@@ -250,7 +307,7 @@ class _SequenceGraph:
         self._subject = f"Bundle {bundle.path}: {TEMPORAL}"
         self._input_dim, self._behaviours = manifest.input_dim, len(manifest.behaviours)
         self._receptive_field_frames = manifest.receptive_field_frames
-        self._request = _compiled(bundle, TEMPORAL, *temporal_ports(bundle), 1, "f32").create_infer_request()
+        self._request = _compiled(bundle, TEMPORAL, *temporal_ports(bundle), "f32").create_infer_request()
 
     def whole(self, features: Floats) -> Floats:
         """Features [T, D + M] -> logits [T, K]."""
@@ -266,22 +323,24 @@ class _SequenceGraph:
         return logits
 
 
-def _compiled(bundle: Bundle, file: str, inputs: Ports, outputs: Ports, threads: int, hint: str) -> ov.CompiledModel:
-    """A graph whose ports are as the manifest says, ready for `threads` calls at a time, of one thread each."""
+def _compiled(
+    bundle: Bundle, file: str, inputs: Ports, outputs: Ports, hint: str, calls: int = 1, threads: int = 1
+) -> ov.CompiledModel:
+    """A graph whose ports are as the manifest says, ready for `calls` at a time, of so many threads each."""
     subject = f"Bundle {bundle.path}: {file}"
     model = _read_model(bundle.read(file), subject)
     _check_ports(model, inputs, outputs, subject)
-    return ov.Core().compile_model(model, "CPU", _settings(threads, hint))
+    return ov.Core().compile_model(model, "CPU", _settings(hint, calls, threads))
 
 
-def _settings(threads: int, hint: str) -> dict[str, Any]:
+def _settings(hint: str, calls: int, threads: int) -> dict[str, Any]:
     """Everything that OpenVINO would otherwise choose by the machine (bf16 where the CPU has it)."""
     return {
         "INFERENCE_PRECISION_HINT": hint,
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": threads,
-        "ENABLE_CPU_PINNING": False,
+        "INFERENCE_NUM_THREADS": calls * threads,
+        "NUM_STREAMS": calls,
+        "ENABLE_CPU_PINNING": threads > 1,
         # Its fusing of small operations gains nothing here, and with one thread it crashes (2026.4) on attention.
         "SNIPPETS_MODE": "DISABLE",
     }
