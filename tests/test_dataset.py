@@ -191,6 +191,20 @@ def test_dataset_files_that_are_refused(two: Path, clips: Path, entries: str, me
         lab(two, entries)
 
 
+@pytest.mark.parametrize(
+    ("link", "entries"),
+    [
+        ("c.mp4", "[[folders]]\nvideos = '*.mp4'\nlabels = '{stem}.csv'\ngroup_pattern = '(.)'\n"),
+        ("clips/normal/cage1_7.mkv", "window_px = 40\n" + CLIPS),
+    ],
+)
+def test_a_link_to_a_video_that_is_gone(two: Path, clips: Path, link: str, entries: str) -> None:
+    """Of a drive that is not mounted today, say."""
+    (two / link).symlink_to("/nowhere/video.mp4")
+    with pytest.raises(MbrError, match=f"{link}: links to a file that is not there"):
+        lab(two, entries)
+
+
 def test_chunks_of_one_animal_may_be_groups_of_their_own_if_that_is_said(two: Path) -> None:
     entries = "[[folders]]\nvideos = '*.mp4'\nlabels = '{stem}.csv'\n"
     with pytest.raises(MbrError, match="has no group"):

@@ -263,7 +263,11 @@ def with_splits(specs: Sequence[RecordingSpec], splits: dict[str, Split]) -> tup
 
 
 def _videos(paths: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES)
+    videos = sorted(path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES)
+    for path in videos:
+        if not path.exists():
+            raise MbrError(f"{path}: links to a file that is not there. Mount its drive, or remove the link.")
+    return videos
 
 
 def listed(value: str | tuple[str, ...]) -> tuple[str, ...]:
