@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -217,7 +217,7 @@ def test_a_live_lane_that_comes_alone_has_the_same_bytes_on_more_threads(
     monkeypatch.setattr(openvino_engine, "_WORTH_MORE_THREADS_S", worth_it_s)
     live = OpenVinoEngine(int8_bundle, precision=precision, threads=2, live=True)
     assert live._features is not None
-    assert (live._features._lone is live._features.single) == (worth_it_s > 0)
+    assert (live._features._lone is None) == (worth_it_s > 0)
     expected = OpenVinoEngine(int8_bundle, precision=precision).features(crops)
     used: list[openvino_engine._Graph] = []
     true = openvino_engine._Graph.per_lane
@@ -227,14 +227,24 @@ def test_a_live_lane_that_comes_alone_has_the_same_bytes_on_more_threads(
         return true(graph, *arrays)
 
     monkeypatch.setattr(openvino_engine._Graph, "per_lane", noted)
-    alone = []
-    for lane in range(len(crops)):
-        if lane < 5:
-            time.sleep(0.1)  # as between the frames of one camera
-        alone.append(live.features(crops[lane : lane + 1]))
-    assert used[:5] == [live._features._lone] * 5
-    assert live._features.single in used
+    monkeypatch.setattr(live._features, "_few_come", lambda lanes: len(used) % 2 == 0)
+    alone = [live.features(crops[lane : lane + 1]) for lane in range(len(crops))]
+    lone = live._features._lone or live._features.single
+    assert used == [lone, live._features.single] * (len(crops) // 2)
     assert np.concatenate(alone).tobytes() == expected.tobytes() == live.features(crops).tobytes()
+
+
+def test_lanes_that_come_often_have_a_thread_each(int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_engine, "_WORTH_MORE_THREADS_S", -1e9)
+    live = OpenVinoEngine(int8_bundle, threads=2, live=True)._features
+    assert live is not None
+    live._lone_s, now_s = 0.003, 100.0
+    monkeypatch.setattr(openvino_engine, "time", SimpleNamespace(perf_counter=lambda: now_s))
+    for every_s, few in ((0.1, True), (0.004, False), (0.1, True), (0.006, True), (0.004, False)):
+        for lanes in (1, 1, 2, 4) * 100:
+            now_s += lanes * every_s
+            found = live._few_come(lanes)
+        assert found == few
 
 
 def test_more_threads_that_give_other_bytes_are_not_taken(
@@ -247,8 +257,8 @@ def test_more_threads_that_give_other_bytes_are_not_taken(
     exact, other = (OpenVinoEngine(int8_bundle, precision=each) for each in ("f32", "bf16"))
     assert exact._features and other._features
     ports = {"crops": (crops[:1].shape, np.uint8)}
-    assert openvino_engine._serves_better(exact._features.single, exact._features.single, ports)
-    assert not openvino_engine._serves_better(other._features.single, exact._features.single, ports)
+    assert openvino_engine._serves_in_s(exact._features.single, exact._features.single, ports) < 1
+    assert openvino_engine._serves_in_s(other._features.single, exact._features.single, ports) == float("inf")
 
 
 def test_bytes_that_depend_on_the_batch_are_refused(int8_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,14 @@ errors would add up in the state. Lanes are computed one by one, or in groups of
 that size: that the bytes of both are the same is not promised by OpenVINO, so it is tried when the engine is opened.
 
 Threads take different lanes: two threads on one lane wait for each other, and more so when a core has other work. Only
-a live lane that comes alone, after a rest, has several, where that was found to be quicker when the engine was opened:
-few cameras are answered sooner, and as many are carried as before. These threads are bound to a core each: after a
-rest, Linux wakes a thread on the core of the one that wakes it, and leaves it there for longer than such a call takes.
+a live lane that comes alone has several, where that was found to be quicker when the engine was opened, and while few
+come: few cameras are answered sooner, and as many are carried as before. These threads are bound to a core each: after
+a rest, Linux wakes a thread on the core of the one that wakes it, and leaves it there for longer than a call takes.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -50,6 +51,8 @@ _RUNS_IN: dict[Precision, frozenset[str]] = {
 
 _TRIALS = 8
 _LONE_THREADS = 4  # at most: more gain little on one lane, and capture has use for the other cores
+_LONE_LOAD = 0.6  # of the time: beyond it a thread for each lane carries more
+_NEW_SHARE = 0.02  # of a new interval in the mean one
 _WORTH_MORE_THREADS_S = 0.001  # a lane must be this much quicker on them than on one, which wakes no other thread
 
 
@@ -208,7 +211,7 @@ class _Graph:
 
 class _Features:
     """The feature network: one graph for single lanes, another for groups of `batch` lanes, and perhaps one for a lane
-    that comes alone after a rest.
+    that comes alone.
     """
 
     def __init__(self, bundle: Bundle, precision: Precision, threads: int, batch: int, live: bool) -> None:
@@ -227,23 +230,25 @@ class _Features:
         if batch > 1:
             self._together = _Graph(bundle, file, *feature_ports(bundle, batch), hint, calls=threads)
             self._check_same_bytes(bundle, self._together)
-        self._ended_s, self._took_s = 0.0, 0.0  # the last call
-        self._lone = self.single
+        self._lone, self._lone_s = None, math.inf
+        self._last_s, self._interval_s = 0.0, 1.0  # when a lane came, and how often they come
         if live and threads > 1:
             shared = _Graph(bundle, file, *feature_ports(bundle), hint, threads=min(threads, _LONE_THREADS))
-            self._lone = shared if _serves_better(shared, self.single, feature_ports(bundle)[0]) else self.single
+            self._lone_s = _serves_in_s(shared, self.single, feature_ports(bundle)[0])
+            self._lone = shared if math.isfinite(self._lone_s) else None
 
     def __call__(self, crops: Crops) -> Floats:
         check_lanes(self._subject, (crops,), self.single._ports)
-        if self._lone is self.single:
-            return self._on_a_thread_each(crops)
-        # Where calls follow each other closely, the other cores are wanted for what comes next.
-        start_s = time.perf_counter()
-        rested = start_s - self._ended_s > self._took_s
-        features = self._lone.per_lane(crops)[0] if len(crops) == 1 and rested else self._on_a_thread_each(crops)
-        self._ended_s = time.perf_counter()
-        self._took_s = self._ended_s - start_s
-        return features
+        if self._lone is not None and len(crops) and self._few_come(len(crops)) and len(crops) == 1:
+            return self._lone.per_lane(crops)[0]
+        return self._on_a_thread_each(crops)
+
+    def _few_come(self, lanes: int) -> bool:
+        """Whether lanes that come alone, as often as these, leave the cores time for what else there is to do."""
+        now_s = time.perf_counter()
+        self._interval_s += _NEW_SHARE * (now_s - self._last_s - lanes * self._interval_s)
+        self._last_s = now_s
+        return self._lone_s < _LONE_LOAD * self._interval_s
 
     def _on_a_thread_each(self, crops: Crops) -> Floats:
         grouped = len(crops) - len(crops) % self._batch if self._together else 0
@@ -265,14 +270,16 @@ class _Features:
             )
 
 
-def _serves_better(one: _Graph, other: _Graph, inputs: Ports) -> bool:
-    """Whether a graph gives the bytes of another, and sooner by enough to use other threads for it."""
+def _serves_in_s(one: _Graph, other: _Graph, inputs: Ports) -> float:
+    """How long a call of a graph takes, where it gives the bytes of another, and sooner by enough to wake other threads
+    for it; else infinity.
+    """
     rng = np.random.default_rng(0)
     arrays = [rng.integers(0, 256, shape, np.uint8) for shape, _ in inputs.values()]
     trials = [[_trial(graph, arrays) for graph in (one, other)] for _ in range(_TRIALS)]
     took_s, other_took_s = (min(trial[place][0] for trial in trials) for place in (0, 1))
     same = all(trial[0][1] == trial[1][1] for trial in trials)
-    return same and other_took_s - took_s > _WORTH_MORE_THREADS_S
+    return took_s if same and other_took_s - took_s > _WORTH_MORE_THREADS_S else math.inf
 
 
 def _trial(graph: _Graph, arrays: Sequence[NDArray[Any]]) -> tuple[float, bytes]:
