@@ -240,7 +240,7 @@ def test_lanes_that_come_often_have_a_thread_each(int8_bundle: Bundle, monkeypat
     assert live is not None
     live._lone_s, now_s = 0.003, 100.0
     monkeypatch.setattr(openvino_engine, "time", SimpleNamespace(perf_counter=lambda: now_s))
-    for every_s, few in ((0.1, True), (0.004, False), (0.1, True), (0.006, True), (0.004, False)):
+    for every_s, few in ((0.1, True), (0.004, False), (0.1, True), (0.012, True), (0.004, False)):
         for lanes in (1, 1, 2, 4) * 100:
             now_s += lanes * every_s
             found = live._few_come(lanes)

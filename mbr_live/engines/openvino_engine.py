@@ -51,7 +51,7 @@ _RUNS_IN: dict[Precision, frozenset[str]] = {
 
 _TRIALS = 8
 _LONE_THREADS = 4  # at most: more gain little on one lane, and capture has use for the other cores
-_LONE_LOAD = 0.6  # of the time: beyond it a thread for each lane carries more
+_LONE_LOAD = 0.35  # of the time: beyond it a thread for each lane carries more, and on a busy machine loses less
 _NEW_SHARE = 0.02  # of a new interval in the mean one
 _WORTH_MORE_THREADS_S = 0.001  # a lane must be this much quicker on them than on one, which wakes no other thread
 
