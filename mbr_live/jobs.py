@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
@@ -36,11 +36,11 @@ class _Far:
 
 def done_apart(
     open_work: Callable[[], Callable[[J, Far], R]], jobs: Sequence[J], at_once: int, told: Told
-) -> Iterator[tuple[int, R | MbrError | Killed]]:
+) -> Generator[tuple[int, R | MbrError | Killed], None, None]:
     """What became of every job, by its number, as they end; `at_once` at the same time.
 
     Each process calls `open_work` once, and what that gives for job after job; both are sent to it, and so are the
-    results. An MbrError is the result of its job and stops nothing.
+    results. An MbrError is the result of its job and stops nothing. Closing this ends the processes.
     """
     context = multiprocessing.get_context("spawn")  # a process with threads must not be forked
     todo = deque(enumerate(jobs))

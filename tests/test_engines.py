@@ -238,13 +238,20 @@ def test_lanes_that_come_often_have_a_thread_each(int8_bundle: Bundle, monkeypat
     monkeypatch.setattr(openvino_engine, "_WORTH_MORE_THREADS_S", -1e9)
     live = OpenVinoEngine(int8_bundle, threads=2, live=True)._features
     assert live is not None
-    live._lone_s, now_s = 0.003, 100.0
+    live._lone_s = 0.003
+    live._last_s = now_s = 100.0
     monkeypatch.setattr(openvino_engine, "time", SimpleNamespace(perf_counter=lambda: now_s))
     for every_s, few in ((0.1, True), (0.004, False), (0.1, True), (0.012, True), (0.004, False)):
         for lanes in (1, 1, 2, 4) * 100:
             now_s += lanes * every_s
             found = live._few_come(lanes)
         assert found == few
+    now_s += 8 * 3600.0  # a night without cameras
+    assert live._few_come(1)
+    for _ in range(250):
+        now_s += 0.004
+        found = live._few_come(1)
+    assert not found
 
 
 def test_more_threads_that_give_other_bytes_are_not_taken(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
@@ -380,3 +380,18 @@ def test_scores_of_plain_cases() -> None:
     assert f1(~truth, truth) == 0.0
     assert f1(np.array([False, True, False, False]), truth) == pytest.approx(2 / 3)
     assert f1(np.zeros(4, bool), np.zeros(4, bool)) is None
+
+
+def test_checkpoints_are_of_the_code_in_every_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A training that was killed is not gone on with by other code."""
+    patterns: list[str] = []
+
+    def noted(_identity: str, modules: Sequence[str]) -> str:
+        patterns.extend(modules)
+        return ""
+
+    monkeypatch.setattr("mbr_live.datasets.dataset.key_of", noted)
+    training._key(read_dataset(written(tmp_path / "tiny.toml", TINY)), [])
+    package = Path(training.__file__).parents[1]
+    found = {path.relative_to(package) for pattern in patterns for path in package.glob(pattern)}
+    assert found == {path.relative_to(package) for path in package.rglob("*.py")}

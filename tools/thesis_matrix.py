@@ -196,7 +196,7 @@ def _run(cells: Sequence[Cell], options: argparse.Namespace) -> list[Result]:
 def _result(cell: Cell, options: argparse.Namespace, bars: Progress) -> Result:
     folder = options.out / "models" / cell.name
     text = dataset_file(cell, options)
-    key = key_of(text, ("*.py",))
+    key = key_of(text, ("**/*.py",))
     kept = _kept(folder / "cell.json", key)
     if kept:
         return kept

@@ -53,6 +53,7 @@ _TRIALS = 8
 _LONE_THREADS = 4  # at most: more gain little on one lane, and capture has use for the other cores
 _LONE_LOAD = 0.35  # of the time: beyond it a thread for each lane carries more, and on a busy machine loses less
 _NEW_SHARE = 0.02  # of a new interval in the mean one
+_LONGEST_INTERVAL_S = 1.0  # that counts
 _WORTH_MORE_THREADS_S = 0.001  # a lane must be this much quicker on them than on one, which wakes no other thread
 
 
@@ -231,7 +232,7 @@ class _Features:
             self._together = _Graph(bundle, file, *feature_ports(bundle, batch), hint, calls=threads)
             self._check_same_bytes(bundle, self._together)
         self._lone, self._lone_s = None, math.inf
-        self._last_s, self._interval_s = 0.0, 1.0  # when a lane came, and how often they come
+        self._last_s, self._interval_s = time.perf_counter(), _LONGEST_INTERVAL_S  # when a lane came, how often they do
         if live and threads > 1:
             shared = _Graph(bundle, file, *feature_ports(bundle), hint, threads=min(threads, _LONE_THREADS))
             self._lone_s = _serves_in_s(shared, self.single, feature_ports(bundle)[0])
@@ -246,7 +247,8 @@ class _Features:
     def _few_come(self, lanes: int) -> bool:
         """Whether lanes that come alone, as often as these, leave the cores time for what else there is to do."""
         now_s = time.perf_counter()
-        self._interval_s += _NEW_SHARE * (now_s - self._last_s - lanes * self._interval_s)
+        since_s = min(now_s - self._last_s, _LONGEST_INTERVAL_S)  # a night without cameras is not to be made up for
+        self._interval_s += _NEW_SHARE * (since_s - lanes * self._interval_s)
         self._last_s = now_s
         return self._lone_s < _LONE_LOAD * self._interval_s
 

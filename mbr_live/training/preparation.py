@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from mbr_live.datasets.recordings import Clip, RecordingSpec, SimulatedRecording
 from mbr_live.datasets.settings import ModelSettings
 from mbr_live.datasets.variation import Draw, draw
 from mbr_live.engines.choice import cores
-from mbr_live.jobs import Killed, done_apart, outcome
+from mbr_live.jobs import Killed, Told, done_apart, outcome
 from mbr_live.stages.kinematics import CHANNELS
 from mbr_live.training.cache_files import features_file
 from mbr_live.training.cropping import CROPPED_BY, CUT_BY, MEASURED_BY, VARIED_BY, CachedFiles, Cropping, opened
@@ -128,23 +129,31 @@ def _made(jobs: Sequence[Cropping], network: Bundle | None, progress: Progress) 
             frames, totals = (sum(each) for each in zip(*seen.values(), strict=True))
             progress("source frames", frames, round(totals / len(seen) * len(jobs)))
 
+    with closing(_ended(jobs, network, told)) as ended:
+        for count, (number, result) in enumerate(ended, 1):
+            if isinstance(result, MbrError):
+                raise result
+            if isinstance(result, Killed):
+                raise MbrError(
+                    f"{jobs[number].spec.name}: the process that was to crop it was killed, most often for want of "
+                    "memory. Close other programs and train again; what is cropped already is kept."
+                )
+            if number in seen:
+                told(number, seen[number][1], seen[number][1])
+            yield count
+
+
+def _ended(
+    jobs: Sequence[Cropping], network: Bundle | None, told: Told
+) -> Generator[tuple[int, int | MbrError | Killed], None, None]:
+    """What became of every job; one alone needs no process."""
     at_once = min(cores(), len(jobs))
     if at_once > 1:
-        ended = done_apart(partial(opened, network, at_once), jobs, at_once, told)
-    else:
-        make = opened(network, 1)
-        ended = ((number, outcome(make, job, partial(told, number))) for number, job in enumerate(jobs))
-    for count, (number, result) in enumerate(ended, 1):
-        if isinstance(result, MbrError):
-            raise result
-        if isinstance(result, Killed):
-            raise MbrError(
-                f"{jobs[number].spec.name}: the process that was to crop it was killed, most often for want of "
-                "memory. Close other programs and train again; what is cropped already is kept."
-            )
-        if number in seen:
-            told(number, seen[number][1], seen[number][1])
-        yield count
+        yield from done_apart(partial(opened, network, at_once), jobs, at_once, told)
+        return
+    make = opened(network, 1)
+    for number, job in enumerate(jobs):
+        yield number, outcome(make, job, partial(told, number))
 
 
 def crops_of(recording: Recording) -> NDArray[np.uint8]:

@@ -222,4 +222,4 @@ def _key(plan: Dataset, recordings: Sequence[Recording]) -> str:
         digest.update(f"{recording.name} {recording.split} {len(recording.ticks)} {recording.crops_name}".encode())
         for array in (recording.ticks, recording.truth, recording.judged, recording.channels):
             digest.update(b"" if array is None else np.ascontiguousarray(array).tobytes())
-    return dataset.key_of(digest.hexdigest(), ("*.py",))
+    return dataset.key_of(digest.hexdigest(), ("**/*.py",))
