@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import queue
 import shutil
 import subprocess
 import threading
@@ -55,15 +54,14 @@ def board(program: Path) -> Iterator[tuple[SerialBox, list[tuple[int, int, int]]
     for ends in ((far, ours), (ours, far)):
         threading.Thread(target=carry, args=ends, daemon=True).start()
     changes: list[tuple[int, int, int]] = []
-    words: queue.SimpleQueue[str] = queue.SimpleQueue()
 
     def listen() -> None:
         for text in process.stdout or ():
-            words.put(text)
             pin, value, at_ns = map(int, text.split())
             changes.append((pin, value, at_ns))
 
-    threading.Thread(target=listen, daemon=True).start()
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
     box = SerialBox("board", os.ttyname(near), 115200)
     try:
         box.open()
@@ -72,6 +70,7 @@ def board(program: Path) -> Iterator[tuple[SerialBox, list[tuple[int, int, int]]
         box.close()
         over.set()
         process.kill()
+        listener.join()  # what it reads from must not be closed under it
         process.communicate()
         for descriptor in (ours, theirs, far, near):
             os.close(descriptor)
