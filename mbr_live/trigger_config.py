@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import time
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -12,7 +13,19 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 PULSED = ("onset", "offset", "lasting")
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+
+def named(signs: str) -> Callable[[str], str]:
+    """A check of a name, which becomes part of names of files: letters, digits and some signs."""
+
+    def checked(name: str) -> str:
+        if not re.fullmatch(f"[A-Za-z0-9][A-Za-z0-9{re.escape(signs)}]*", name):
+            raise ValueError(f"expected letters from A to Z, digits and {' '.join(signs)}, no sign first")
+        return name
+
+    return checked
+
+
+Name = Annotated[str, AfterValidator(named("_-")), Field(max_length=64)]
 Behaviours = tuple[Annotated[str, Field(max_length=40)], ...]
 Duration = Annotated[float, Field(gt=0, le=3600)]
 Port = Annotated[int, Field(ge=1, le=65535)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -143,7 +144,7 @@ class Lane:
         return CameraStatus(
             name=self.name,
             state=self._liveness(now_s),
-            fps=round(len(recent) / _FPS_OVER_S, 1),
+            fps=_rate_fps(recent, now_s),
             last_index=self.state.last_index,
             latency=self.latency.summary(),
             rows=dict(self._log.rows),
@@ -184,3 +185,10 @@ class Lane:
             write_run(self._paths[RUN_SUFFIX], self.run)
         except OSError as error:
             raise Unwritable(self._paths[RUN_SUFFIX], error.strerror or str(error), error.errno) from error
+
+
+def _rate_fps(recent_s: Sequence[float], now_s: float) -> float:
+    """How often frames come, from when the recent ones came; less and less where the next one is overdue."""
+    if len(recent_s) < 2:
+        return 0.0
+    return round((len(recent_s) - 1) / (max(recent_s[-1], now_s - 1 / RATE_FPS) - recent_s[0]), 1)
