@@ -156,6 +156,24 @@ def test_members_that_look_ahead_make_one_that_does(tmp_path: Path) -> None:
         check_live(whole)
 
 
+def test_the_whole_sees_the_crops_that_its_members_see(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    config = LstmConfig(channels=4)
+    blind = untrained(tmp_path / "blind", config, channels=ALL[:3])
+    outlines = [
+        untrained(tmp_path / name, config, trunk=Trunk(TrunkConfig()).eval(), crop="silhouette", extractor=text)
+        for name, text in (("one", "a slim network"), ("two", "another"))
+    ]
+    pixels = untrained(tmp_path / "pixels", config, trunk=Trunk(TrunkConfig()).eval())
+    whole = ensemble([each.path for each in (blind, *outlines)], tmp_path / "whole", progress=silent)
+    assert whole.manifest.crop == "silhouette"
+    assert whole.manifest.extractor == "a slim network; another"
+    for mixed in ([pixels, *outlines], [blind, outlines[0], pixels]):
+        with pytest.raises(MbrError, match=r"has crops of kind \w+, .* has \w+\. Members need the same"):
+            ensemble([each.path for each in mixed], tmp_path / "mixed", progress=silent)
+    assert not (tmp_path / "mixed").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

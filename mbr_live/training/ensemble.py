@@ -274,6 +274,8 @@ def _write(
         crop_px=CROP_PX,
         rate_fps=RATE_FPS,
         feature_dim=merged.feature_dim,
+        crop=merged.crop,
+        extractor=merged.extractor,
         kinematics=merged.kinematics,
         kinematics_version=max(member.kinematics_version for member in members),
         window_px=members[0].window_px,
