@@ -14,7 +14,8 @@ from live import mbr_live
 pytest.importorskip("onnxruntime", reason="training is not installed: pip install 'mbr-live[train]'")
 
 from mbr_live.annotation.marks import Annotations
-from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, TEMPORAL, Bundle, load_bundle
+from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, REFERENCE, TEMPORAL, Bundle, load_bundle, write_bundle
+from mbr_live.drift import Histogram, Reference, bins_of, reference_of
 from mbr_live.quantisation import calibrate as module
 from mbr_live.quantisation.calibrate import Cost, Given, Labelled, calibrate, choose, cost_of, read_list
 from mbr_live.quantisation.program import given_recordings
@@ -82,15 +83,20 @@ def test_the_bundle_holds_both(int8_bundle: Bundle, demo_bundle: Bundle) -> None
 
 
 def test_made_again_from_its_list(int8_bundle: Bundle, demo_bundle: Bundle, box_video: Path, tmp_path: Path) -> None:
+    """In place, in a bundle that has more than the demo bundle: all of it stays."""
     listed = int8_bundle.path.parent / "frames.json"
+    low, high, bins = bins_of("brightness")
+    seen = Histogram(low=low, high=high, counts=(5,) * bins, within=None)
+    reference = Reference(recordings=("r",), measures={"brightness": seen})
+    contents = {name: demo_bundle.read(name) for name in demo_bundle.manifest.files}
+    whole = write_bundle(
+        tmp_path / "mine", demo_bundle.manifest, {**contents, REFERENCE: reference.model_dump_json().encode()}
+    )
     again = calibrate(
-        demo_bundle,
-        [Given("box.mp4", (box_video,))],
-        tmp_path / "again",
-        tmp_path / "list.json",
-        again=read_list(listed),
+        whole, [Given("box.mp4", (box_video,))], whole.path, tmp_path / "list.json", again=read_list(listed)
     )
     assert again.read(FEATURES_INT8) == int8_bundle.read(FEATURES_INT8)
+    assert reference_of(again) == reference
     assert (tmp_path / "list.json").read_bytes() == listed.read_bytes()
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mbr_live.annotation.marks import Annotations
-from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, TEMPORAL, Bundle, Int8Card, write_bundle
+from mbr_live.bundle import FEATURES, FEATURES_INT8, Bundle, Int8Card, write_bundle
 from mbr_live.engines.choice import engine_of
 from mbr_live.engines.parity import parity
 from mbr_live.engines.protocol import Engine
@@ -330,7 +330,7 @@ def _card(given: Sequence[Given], listed: CalibrationList, list_text: str, cost:
 
 
 def _written(path: Path, bundle: Bundle, integers: bytes, card: Int8Card) -> Bundle:
-    contents: Mapping[str, bytes] = {name: bundle.read(name) for name in (FEATURES, TEMPORAL, CARD)}
+    contents: Mapping[str, bytes] = {name: bundle.read(name) for name in bundle.manifest.files if name != FEATURES_INT8}
     manifest = bundle.manifest.model_copy(update={"int8": card})
     return write_bundle(path, manifest, {**contents, FEATURES_INT8: integers})
 
