@@ -254,6 +254,33 @@ def test_boris_export_of_several_observations_takes_the_one_of_the_video(tmp_pat
     assert findings[0].kind == "invalid_format" and "mouse2, mouse3" in findings[0].text
 
 
+AGGREGATED = "Observation id,Subject,Behavior,Behavior type,Start (s),Stop (s),Media file name"
+
+
+@pytest.mark.parametrize("aggregated", [False, True])
+@pytest.mark.parametrize(
+    ("media", "taken"),
+    [("mouse1.mp4", True), ("/v/MOUSE1.avi;/v/b.avi", True), ("", True), ("LIVE", True), ("/v/mouse2.mp4", False)],
+)
+def test_boris_events_of_another_video_are_not_taken(tmp_path: Path, media: str, taken: bool, aggregated: bool) -> None:
+    """One observation in an export, be it of all: those without events have no row."""
+    rows = [boris_row("grooming", kind, time, media) for kind, time in (("START", 1.0), ("STOP", 1.5))]
+    path = boris(tmp_path / "all.csv", rows)
+    if aggregated:
+        written(path, f"{AGGREGATED}\nobs1,,grooming,STATE,1.0,1.5,{media}\n")
+    annotations, findings = read(path)
+    assert shown(annotations, "grooming") == ([[30, 45]] if taken else [])
+    assert [each.kind for each in findings] == ([] if taken else ["invalid_format"])
+    assert taken or "found events of mouse2, expected events of mouse1" in findings[0].text
+
+
+@pytest.mark.parametrize("header", [BORIS, AGGREGATED])
+def test_a_boris_export_without_events_is_no_label(tmp_path: Path, header: str) -> None:
+    annotations, findings = read(written(tmp_path / "empty.csv", header + "\n"))
+    assert findings[0].kind == "invalid_format" and "found no event, expected events of mouse1" in findings[0].text
+    assert not len(annotations.marks)
+
+
 @pytest.mark.parametrize(
     ("row", "kind", "text"),
     [
@@ -384,7 +411,8 @@ def test_sparse_rows_say_the_same_as_a_row_for_every_frame(
 
 @settings(deadline=None)  # it writes files
 @given(
-    st.lists(st.tuples(st.integers(0, 80), st.integers(1, 9)), max_size=8), st.sampled_from([24, 25, 29.97, 30, 120])
+    st.lists(st.tuples(st.integers(0, 80), st.integers(1, 9)), min_size=1, max_size=8),
+    st.sampled_from([24, 25, 29.97, 30, 120]),
 )
 def test_bouts_in_seconds_come_back_as_the_frames_they_were_read_from(
     tmp_path_factory: pytest.TempPathFactory, bouts: list[tuple[int, int]], fps: float

@@ -19,6 +19,7 @@ from mbr_live.types import UNKNOWN, MbrError
 
 _LATE_NS = 500_000_000  # an event this long after the last frame is of another video
 _NO_BEHAVIOUR = "none"  # JAABA: the name of a bout that shows nothing
+_NO_MEDIA = ("", "na", "live")  # BORIS: what stands for the video of an observation without one
 
 Row = Mapping[str, str]
 """Cells of a BORIS export by the plain name of their column."""
@@ -146,7 +147,7 @@ def _text(value: Any) -> str:
 
 
 def _boris_rows(path: Path, needed: Sequence[str], videos: Sequence[str]) -> list[Row]:
-    """The rows of one recording: those that name one of its videos, or all where only one was observed."""
+    """The rows of one recording: those that name one of its videos, or all of one observation that names none."""
     number, header = header_of(path, needed)
     names = [plain(name) for name in header]
     rows: list[Row] = [
@@ -159,18 +160,24 @@ def _boris_rows(path: Path, needed: Sequence[str], videos: Sequence[str]) -> lis
         raise MbrError(
             f"{path}: the observation has a time offset of {offset} s. Set it to 0 in BORIS and export again."
         )
-    media = next((name for name in ("media file name", "media file path") if name in names), None)
+    named = [_media(row) for row in rows]
     stems = set(map(plain, videos))
-    of_video = [row for row in rows if media and stems & {plain(_stem(part)) for part in row[media].split(";")}]
-    observations = {(row.get("observation id", ""), row[media] if media else "") for row in rows}
-    if not of_video and len(observations) > 1:
-        found = ", ".join(sorted({_stem(each) or observation for observation, each in observations})[:5])
-        raise MbrError(f"{path}: it has several observations ({found}), none of {', '.join(videos)}. Export that one.")
-    return of_video or rows
+    of_video = [row for row, found in zip(rows, named, strict=True) if stems & set(map(plain, found))]
+    observations = {row.get("observation id", "") for row in rows}
+    if of_video or (len(observations) == 1 and not any(named)):
+        return of_video or rows
+    found = sorted({name for each in named for name in each} or observations)[:5]
+    raise MbrError(
+        f"{path}: found {'events of ' + ', '.join(found) if found else 'no event'}, expected events of "
+        f"{', '.join(videos)}. Export that observation; if it has none, give a table of zeros with a row per frame."
+    )
 
 
-def _stem(media: str) -> str:
-    return re.split(r"[/\\:]", media.strip())[-1].rsplit(".", 1)[0]
+def _media(row: Row) -> list[str]:
+    """The names of the video files that an event is of, without their endings; none of a live observation."""
+    files = (row.get("media file name") or row.get("media file path") or "").split(";")
+    stems = [re.split(r"[/\\:]", file.strip())[-1].rsplit(".", 1)[0] for file in files]
+    return [stem for stem in stems if plain(stem) not in _NO_MEDIA]
 
 
 def _time_ns(path: Path, row: Row, column: str) -> int:
