@@ -51,13 +51,14 @@ def frame_table(header: str, rows: Sequence[str], frames: int = FRAMES) -> str:
 
 @pytest.mark.parametrize(
     "header",
-    ["grooming,rearing", "g,r", "Grooming , Rearing", "G,R", "x_nose,y_nose,g,likelihood,r", "g;r", "g\tr"],
+    ["grooming,rearing", "g,r", "Grooming , Rearing", "G,R", "x_nose,y_nose,g,likelihood,r", "g;r", "g\tr", "x;y;g;r"],
 )
 def test_spellings_and_delimiters_of_frame_tables(tmp_path: Path, header: str) -> None:
-    mark = next(mark for mark in ",;\t" if mark in header)
+    mark = next(mark for mark in ",;\t" if mark in header)  # decimal commas where it is no comma
     names = [name.strip().lower()[0] for name in header.split(mark)]
     rows = [
-        mark.join({"g": g, "r": r}.get(name, "3.7") for name in names) for g, r in (("1", ""), ("1", "1"), ("", "0"))
+        mark.join({"g": g, "r": r}.get(name, "3.7" if mark == "," else "3,7") for name in names)
+        for g, r in (("1", ""), ("1", "1"), ("", "0"))
     ]
     annotations, findings = read(written(tmp_path / "mouse1.csv", frame_table(header, rows)))
     assert findings == ()
@@ -141,7 +142,7 @@ def test_every_frame_is_judged_where_a_table_has_them_all(tmp_path: Path) -> Non
     assert mixed.judged is None and mixed.judged_at(np.arange(5)).all()
 
 
-@pytest.mark.parametrize("starts", ["24,0", "0,0", "-1,5", "0.5,2"])
+@pytest.mark.parametrize("starts", ["24,0", "0,0", "-1,5", "0.5,2", "0,inf", "0,nan", "0,1e300"])
 def test_sparse_rows_that_do_not_rise(tmp_path: Path, starts: str) -> None:
     first, second = starts.split(",")
     text = f"source_frame,grooming,rearing\n{first},0,0\n{second},0,0\n"
@@ -286,12 +287,58 @@ def test_a_boris_export_without_events_is_no_label(tmp_path: Path, header: str) 
     [
         (boris_row("grooming", "START", 1.0, offset="2.5"), "invalid_format", "time offset of 2.5 s"),
         (boris_row("grooming", "PAUSE", 1.0), "invalid_format", "'PAUSE'"),
-        (boris_row("grooming", "POINT", 9.0), "too_many_frames", "an event at 9.0 s"),
+        (boris_row("grooming", "POINT", np.inf), "invalid_format", "'inf' in column 'time' is no time"),
+        (boris_row("grooming", "POINT", -9.0), "too_many_frames", "something of -9.0 s"),
+        (boris_row("grooming", "POINT", 9.0), "too_many_frames", "something of 9.0 s, the video ends at 3.0 s"),
     ],
 )
 def test_boris_events_that_do_not_fit(tmp_path: Path, row: str, kind: str, text: str) -> None:
     _, findings = read(boris(tmp_path / "obs.csv", [row]))
     assert any(each.kind == kind and text in each.text for each in findings)
+
+
+def test_a_boris_bout_before_the_video_is_in_no_frame_and_a_short_one_in_one(tmp_path: Path) -> None:
+    times = ((-5.0, -4.0), (-4.0, 0.0), (1.01, 1.02))
+    rows = [
+        boris_row("grooming", kind, time) for bout in times for kind, time in zip(("START", "STOP"), bout, strict=True)
+    ]
+    annotations, _ = read(boris(tmp_path / "obs.csv", rows))
+    assert shown(annotations, "grooming") == [[31, 32]]
+
+
+@pytest.mark.parametrize(
+    ("times", "kind", "text"),
+    [
+        (("0", "1", "nan"), "invalid_format", "the times do not rise"),
+        (("nan", "1", "2"), "invalid_format", "the times do not rise"),
+        (("0", "1", "inf"), "invalid_format", "column 'time' has 'inf'"),
+        (("0", "1", "1e30"), "invalid_format", "column 'time' has '1e30'"),
+        (("0,0", "1,5", "2,0"), "invalid_format", "column 'time' has '0,0'"),
+        (("0", "1", "600"), "too_many_frames", "something of 600.0 s, the video ends at 3.0 s"),
+    ],
+)
+def test_times_that_a_binary_table_can_not_have(tmp_path: Path, times: tuple[str, ...], kind: str, text: str) -> None:
+    rows = [f"{time};0;{place % 2}" for place, time in enumerate(times)]
+    path = written(tmp_path / "binary.csv", "\n".join(["time;grooming;rearing", *rows]) + "\n")
+    _, findings = read(path, format_="boris_binary")
+    assert [each.kind for each in findings] == [kind] and text in findings[0].text
+
+
+def test_texts_with_commas_do_not_part_columns(tmp_path: Path) -> None:
+    header, *rows = (BORIS, boris_row("grooming", "START", 1.0), boris_row("grooming", "STOP", 1.5))
+    rows = [
+        row.replace("2026-01-01\t\t", "2026-01-01\tlight, dark" + "," * 40 + "\t")
+        for row in (row.replace(",", "\t") for row in rows)
+    ]
+    annotations, findings = read(
+        boris_tabs := written(tmp_path / "obs.tsv", "\n".join([header.replace(",", "\t"), *rows]))
+    )
+    assert findings == () and shown(annotations, "grooming") == [[30, 45]], boris_tabs
+    quoted = [f'"{";" * number}",{number % 2}' for number in range(FRAMES)]
+    annotations, findings = read(
+        written(tmp_path / "a.csv", frame_table("note,g", quoted)), {"grooming": ("grooming",)}
+    )
+    assert findings == () and annotations.marks[:, 0].tolist() == [0, 1] * (FRAMES // 2)
 
 
 # JAABA.
@@ -331,6 +378,9 @@ def test_jaaba_labels_leave_the_rest_unlabelled(tmp_path: Path, savemat: Callabl
     annotations, findings = read(tmp_path / "labels.mat")
     assert findings == () and shown(annotations, "grooming") == [[10, 20]]
     assert shown(annotations, "grooming", 0) == [[30, 40]] and shown(annotations, "grooming", UNKNOWN)[0] == [0, 10]
+    labels["t1s"] = cell([21.0, 141.0])
+    savemat(tmp_path / "longer.mat", {"labels": labels})
+    assert [each.kind for each in read(tmp_path / "longer.mat")[1]] == ["too_many_frames"]
 
 
 def test_jaaba_file_of_two_animals_or_of_nothing(tmp_path: Path, savemat: Callable[..., None]) -> None:
@@ -353,8 +403,8 @@ def test_jaaba_file_of_two_animals_or_of_nothing(tmp_path: Path, savemat: Callab
         (frame_table("grooming,rearing", ["0,2"]), "invalid_format", "'2' in row 1"),
         (frame_table("grooming,rearing", ["0,x"]), "invalid_format", "Expected a number"),
         (frame_table("grooming,rearing", ["0,nan", "0,0"]), "nan_values", "NaN in 1 rows"),
-        (frame_table("grooming,rearing", ["0,0"], 200), "too_many_frames", "200 rows, the video 90 frames"),
-        (frame_table("grooming,rearing", ["0,0"], 30), "too_few_frames", "30 rows, the video 90 frames"),
+        (frame_table("grooming,rearing", ["0,0"], 200), "too_many_frames", "200 frames, the video 90 frames"),
+        (frame_table("grooming,rearing", ["0,0"], 30), "too_few_frames", "30 frames, the video 90 frames"),
         (frame_table("likes,shares", ["0,0"]), "invalid_format", "of no format that is known"),
         ("grooming,rearing\n", "invalid_format", "no row below the header"),
         ("source_frame,grooming\n0,0\n5,0\n", "missing_column", "no column 'rearing' for rearing"),

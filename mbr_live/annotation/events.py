@@ -14,10 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbr_live.annotation.marks import Finding, Marks
-from mbr_live.annotation.tables import TOLERANCE_NS, LabelTable, TimesNs, header_of, plain, rows_of
+from mbr_live.annotation.tables import (
+    LARGEST,
+    TOLERANCE_NS,
+    LabelTable,
+    TimesNs,
+    header_of,
+    outside,
+    plain,
+    rows_of,
+)
 from mbr_live.types import UNKNOWN, MbrError
 
-_LATE_NS = 500_000_000  # an event this long after the last frame is of another video
 _NO_BEHAVIOUR = "none"  # JAABA: the name of a bout that shows nothing
 _NO_MEDIA = ("", "na", "live")  # BORIS: what stands for the video of an observation without one
 
@@ -182,9 +190,14 @@ def _media(row: Row) -> list[str]:
 
 def _time_ns(path: Path, row: Row, column: str) -> int:
     try:
-        return round(float(row[column]) * 1e9)
-    except ValueError as error:
-        raise MbrError(f"{path}: {row[column]!r} in column {column!r} is no time. Expected seconds.") from error
+        seconds = float(row[column])
+    except ValueError:
+        seconds = float("inf")
+    if not abs(seconds) <= LARGEST:
+        raise MbrError(
+            f"{path}: {row[column]!r} in column {column!r} is no time. Expected seconds; decimals have a point."
+        )
+    return round(seconds * 1e9)
 
 
 def _paired(path: Path, events: Sequence[Row], kind: str, end_ns: int) -> tuple[list[_Bout], list[Finding]]:
@@ -221,12 +234,17 @@ def _table(
     findings: Sequence[Finding],
     wanted: Collection[str],
 ) -> LabelTable:
-    """Marks of every source frame: a frame belongs to a bout from its onset on, until before its offset."""
+    """Marks of every source frame: a frame belongs to a bout from its onset on, until before its offset.
+
+    A bout that is shorter than a frame has the frame at its onset, or the next one.
+    """
     names = tuple(sorted({bout.code for bout in bouts}))
     marks: Marks = np.zeros((len(times_ns), len(names)), np.int8)
     for bout in sorted(bouts, key=lambda bout: bout.mark):
         first, stop = np.searchsorted(times_ns, np.array((bout.start_ns, bout.stop_ns)) - TOLERANCE_NS)
-        marks[first : max(stop, first + 1), names.index(bout.code)] = bout.mark
+        if bout.start_ns >= times_ns[0] - TOLERANCE_NS:
+            stop = max(stop, first + 1)
+        marks[first:stop, names.index(bout.code)] = bout.mark
     found = list(findings)
     for name in (name for name in names if plain(name) in wanted):
         of_name = sorted(
@@ -239,8 +257,5 @@ def _table(
         if points:
             text = f"{path.name}: {points} events of {name} are points: one source frame each, which 10 fps may miss"
             found.append(Finding("point_events", text))
-    last_ns = max((bout.stop_ns for bout in bouts), default=0)
-    if last_ns > times_ns[-1] + _LATE_NS:
-        text = f"{path.name} has an event at {last_ns / 1e9:.1f} s, the video ends at {times_ns[-1] / 1e9:.1f} s"
-        found.append(Finding("too_many_frames", text))
-    return LabelTable(names, marks, 0, findings=tuple(found))
+    at_ns = np.array(sorted(time_ns for bout in bouts for time_ns in (bout.start_ns, bout.stop_ns)), np.int64)
+    return LabelTable(names, marks, 0, findings=(*found, *outside(path, at_ns, times_ns)))

@@ -182,13 +182,14 @@ def _padded(marks: NDArray[np.int8], frames: int) -> NDArray[np.int8]:
 
 
 def _count_findings(path: Path, table: LabelTable, frames: int) -> list[Finding]:
-    """Whether a table that counts frames fits its video; programs differ by a frame or two at the end."""
-    rows = len(table.marks)
-    if not (table.counts_frames and table.names) or abs(rows - frames) <= max(2, 0.002 * frames):
+    """Whether a table fits its video; programs differ by a frame or two at the end."""
+    rows, text = len(table.marks), f"{path.name} has labels of {len(table.marks)} frames, the video {frames} frames"
+    if not table.names or abs(rows - frames) <= max(2, 0.002 * frames):
         return []
-    text = f"{path.name} has {rows} rows, the video {frames} frames"
     if rows > frames:
         return [Finding("too_many_frames", f"{text}. Is it the label file of this video?")]
+    if not table.counts_frames:
+        return []
     return [
         Finding("too_few_frames", f"{text}; those without a row are not labelled. A row stands for a source frame.")
     ]
