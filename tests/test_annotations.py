@@ -80,6 +80,22 @@ def test_rearing_can_be_merged_or_kept_apart_whatever_it_is_called(tmp_path: Pat
         assert not np.any(annotations.marks == 1)
 
 
+def test_every_column_of_a_behaviour_has_to_be_in_the_labels(tmp_path: Path) -> None:
+    """Where one is missing, frames that the others do not show are not known to be without the behaviour."""
+    columns = {"rearing": ("rearing mid", "rearing wall")}
+    half = written(tmp_path / "mid.csv", frame_table("mid rearing,x", ["1,5", "0,5"]))
+    annotations, findings = read(half, columns)
+    assert [each.kind for each in findings] == ["missing_column"]
+    assert "no column 'rearing wall' for rearing; the labels have 'mid rearing', 'x'" in findings[0].text
+    assert shown(annotations, "rearing") == [[0, 1]] and shown(annotations, "rearing", 0) == []
+    other = written(tmp_path / "wall.csv", frame_table("wr", ["0", "1", "0"]))
+    annotations, findings = read([half, other], columns)
+    assert findings == () and shown(annotations, "rearing") == [[0, 2]]
+    events = boris(tmp_path / "obs.csv", [boris_row("wr", "START", 1.0), boris_row("wr", "STOP", 1.5)])
+    annotations, findings = read(events, columns)
+    assert findings == () and shown(annotations, "rearing", 0) == [[0, 30], [45, 90]]
+
+
 def test_blank_lines_of_a_table_of_one_column_are_frames(tmp_path: Path) -> None:
     path = written(tmp_path / "mouse1.csv", "g\n" + "\n1\n" * (FRAMES // 2))
     annotations, findings = read(path, {"grooming": ("grooming",)})
