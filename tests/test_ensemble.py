@@ -190,6 +190,8 @@ def test_members_that_do_not_go_together(tmp_path: Path, change: dict[str, objec
         ensemble([one.path, other.path], tmp_path / "out", progress=silent)
     with pytest.raises(MbrError, match="expected at least two"):
         ensemble([one.path], tmp_path / "out", progress=silent)
+    with pytest.raises(MbrError, match=r"'my mice' can not name a bundle.*Choose another folder"):
+        ensemble([one.path, one.path], tmp_path / "my mice", progress=silent)
     with pytest.raises(MbrError, match="weights are learnt from validation recordings"):
         ensemble([one.path, one.path], tmp_path / "out", "learnt", progress=silent)
     assert not (tmp_path / "out").exists()

@@ -31,6 +31,7 @@ from mbr_live.bundle import (
     Manifest,
     Score,
     TrainingCard,
+    bundle_name,
     check_replaceable,
     load_bundle,
     write_bundle,
@@ -78,6 +79,10 @@ def ensemble(
     do not go together, or one of them was trained on what is to be fitted to.
     """
     check_replaceable(out)
+    try:
+        bundle_name(out.resolve().name)
+    except ValueError as error:
+        raise MbrError(f"ensemble: {out}: {error}. Choose another folder.") from error
     bundles = [load_bundle(path) for path in members]
     check_mergeable(bundles)
     weights = Weights.mean(len(bundles), len(bundles[0].manifest.behaviours))
