@@ -6,10 +6,12 @@ wants it, so that the two of three frames that 10 fps sampling skips cost no con
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import dropwhile, pairwise
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Protocol
@@ -30,6 +32,8 @@ _NS = 1_000_000_000
 # Their durations count from time 0, wherever the first frame lies; those of other formats count from that frame.
 _DURATION_FROM_ZERO = ("matroska,webm", "avi", "asf", "nut")
 _SEEK_BEYOND_NS = 5 * _NS  # decoding on is quicker than a jump over less
+
+_log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -203,14 +207,26 @@ class Recording:
     def frames(self, camera: str, *, from_frame: int = 0) -> Iterator[Frame]:
         """The recorded frames, with the ticks and times of the live session,
         from the file that holds `from_frame` on.
+
+        A picture whose row the journal lost, as in a power cut, has no tick: it is left out, and that is said.
         """
         rows = read_journal(self.path)
-        before = sum(first_tick_of(segment) <= from_frame for segment in self.segments)
-        for segment in self.segments[max(0, before - 1) :]:
-            rows = _from_tick(first_tick_of(segment), rows)
-            # Pictures first: zip must not take the row of the next segment when the pictures end.
-            for pixels, (index, source_frame, time_ns) in zip(_segment_pictures(segment), rows, strict=False):
+        row = next(rows, None)
+        begin = max(0, sum(first_tick_of(segment) <= from_frame for segment in self.segments) - 1)
+        ticks = [*map(first_tick_of, self.segments), sys.maxsize]
+        for segment, (first, end) in zip(self.segments[begin:], pairwise(ticks[begin:]), strict=True):
+            rowless = 0
+            while row is not None and row[0] < first:
+                row = next(rows, None)
+            for pixels in _segment_pictures(segment):
+                if row is None or row[0] >= end:
+                    rowless += 1
+                    continue
+                index, source_frame, time_ns = row
                 yield Frame(camera, index, source_frame, time_ns, self.origin_ns, pixels)
+                row = next(rows, None)
+            if rowless:
+                _log.warning("%s: its last %d pictures are left out: the journal has no rows of them", segment, rowless)
 
 
 def open_video(path: Path) -> VideoFile:
@@ -284,10 +300,6 @@ def _journal_row(path: Path, line: str) -> JournalRow:
     except ValueError as error:
         raise MbrError(f"{path}: the row {line.strip()!r} is not three whole numbers. Was the file edited?") from error
     return index, source_frame, time_ns
-
-
-def _from_tick(tick: int, rows: Iterator[JournalRow]) -> Iterator[JournalRow]:
-    return dropwhile(lambda row: row[0] < tick, rows)
 
 
 class Picture:
