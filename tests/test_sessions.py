@@ -1,0 +1,90 @@
+"""A session that is begun again in its folder: what it keeps, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from live import simulated, system_config
+
+from mbr_live.bundle import Bundle, load_bundle
+from mbr_live.config import Config
+from mbr_live.live.checks import Level, start_checks
+from mbr_live.live.infer import infer
+from mbr_live.live.lane import Lane
+from mbr_live.pipeline import Pipeline
+from mbr_live.sinks import RunManifest, read_run
+from mbr_live.types import TICK_NS, Decision, MbrError, Status
+
+
+def lane_of(config: Config, bundle: Bundle) -> Lane:
+    """The lane of the camera of `config`, as the inference process opens it."""
+    template = RunManifest(
+        recording="", mode="live", exit_status="running", started="2026-01-01", bundle=bundle.manifest.name,
+        bundle_sha256=bundle.sha256, engine="openvino-f32", versions={}, sources=[],
+    )  # fmt: skip
+    return Lane(config, config.camera[0], Pipeline(bundle.manifest, None), template, None)  # type: ignore[arg-type]
+
+
+def write_rows(lane: Lane, bundle: Bundle, rows: int) -> None:
+    unknown = (-1,) * len(bundle.manifest.behaviours)
+    for index in range(lane.state.last_index + 1, lane.state.last_index + 1 + rows):
+        lane._log.write(Decision("cage", index, index, index * TICK_NS, Status.LOST, math.nan, math.nan, (), unknown))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def found_of_bundle(config: Config) -> Level:
+    return next(finding.level for finding in start_checks(config) if finding.subject == "bundle")
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return system_config(tmp_path / "live", simulated("cage"))
+
+
+@pytest.fixture
+def session(config: Config, demo_bundle: Bundle) -> Config:
+    """The configuration of a session that was stopped after 20 rows."""
+    config.out.mkdir()
+    lane = lane_of(config, demo_bundle)
+    write_rows(lane, demo_bundle, 20)
+    lane.close()
+    return config
+
+
+@pytest.fixture
+def retrained(demo_bundle: Bundle, tmp_path: Path) -> Bundle:
+    """Another model of the same behaviours."""
+    folder = tmp_path / "retrained"
+    folder.mkdir()
+    for file in demo_bundle.path.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "name": "autumn"}))
+    return load_bundle(folder)
+
+
+def test_a_session_goes_on_with_its_model_alone(session: Config, retrained: Bundle) -> None:
+    other = session.model_copy(update={"bundle": retrained.path})
+    before = contents(session.out)
+    words = r"cage\.labels\.csv: its labels are of the bundle demo .* is autumn .*Use the bundle that the session began"
+    with pytest.raises(MbrError, match=words):
+        infer(other)
+    assert contents(session.out) == before
+    assert found_of_bundle(other) == "error"
+    assert found_of_bundle(session) == "ok"
+
+
+def test_a_session_without_labels_may_begin_with_another_model(
+    session: Config, demo_bundle: Bundle, retrained: Bundle
+) -> None:
+    (session.out / "cage.labels.csv").unlink()
+    other = session.model_copy(update={"bundle": retrained.path})
+    assert found_of_bundle(other) == "ok"
+    lane_of(other, retrained).close()
+    assert read_run(session.out / "cage.run.json").bundle == "autumn"
