@@ -107,18 +107,35 @@ def rows_of_file(
     file: BinaryIO, path: Path, manifest: Manifest | None, from_frame: int, *, growing: bool
 ) -> Iterator[LabelRow]:
     """The rows of one file of a label log."""
-    header = next(csv.reader([file.readline().decode()]), [])
-    behaviours = len(_logged(path, header))
-    if manifest is not None and ",".join(header) != label_header(manifest):
-        raise MbrError(
-            f"{path}: this log has the columns {','.join(header)!r}, the bundle {manifest.name} writes "
-            f"{label_header(manifest)!r}. Use the bundle that the session began with, or another folder."
-        )
+    behaviours = len(_behaviours_of(path, file.readline(), manifest))
     if from_frame:
         _seek_row(file, from_frame)
     lines = (line.decode() for line in file if not growing or line.endswith(b"\n"))
     for row in csv.reader(lines):
         yield _label_row(path, row, behaviours)
+
+
+def has_header(path: Path, manifest: Manifest) -> bool:
+    """Whether the first line of a file of a label log is whole; MbrError where it is not the one of that bundle."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        line = file.readline()
+    if not line.endswith(b"\n"):
+        return False
+    _behaviours_of(path, line, manifest)
+    return True
+
+
+def _behaviours_of(path: Path, line: bytes, manifest: Manifest | None) -> tuple[str, ...]:
+    header = next(csv.reader([line.decode(errors="replace")]), [])
+    behaviours = _logged(path, header)
+    if manifest is not None and ",".join(header) != label_header(manifest):
+        raise MbrError(
+            f"{path}: this log has the columns {','.join(header)!r}, the bundle {manifest.name} writes "
+            f"{label_header(manifest)!r}. Use the bundle that the session began with, or another folder."
+        )
+    return behaviours
 
 
 def _seek_row(file: BinaryIO, frame: int) -> None:

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mbr_live.appending import Unwritable, WaitingRows, append
 from mbr_live.bundle import Manifest
-from mbr_live.label_log import label_header, label_rows, last_frame_of_file, read_labels, rows_of_file
+from mbr_live.label_log import has_header, label_header, label_rows, last_frame_of_file, read_labels, rows_of_file
 from mbr_live.label_segments import LabelFile, Rotation, closed_segments, first_frame_of
 from mbr_live.stages.decide import Bout, BoutState, end_bout, follow_bout
 from mbr_live.types import RATE_FPS, TICK_NS, UNKNOWN, Decision, MbrError, Status
@@ -35,6 +35,7 @@ PART_SUFFIX = ".part"
 
 BOUTS_HEADER = "behaviour,start_frame,stop_frame,start_s,stop_s,duration_s,mean_p,complete"
 _ROWS_PER_WRITE = 4096
+_BLOCK_BYTES = 4096
 
 
 class RunManifest(BaseModel):
@@ -131,10 +132,7 @@ class SessionLog:
 
         A last row that was torn off by a power cut goes; the bout log is made anew from the label log.
         """
-        if not labels.exists() or labels.stat().st_size == 0:
-            _begin(labels, manifest)
-        cut_torn_row(labels)
-        _mend_newest_segment(labels, manifest)
+        _mend(labels, manifest)
         remade = bouts.with_name(bouts.name + PART_SUFFIX)
         FileIO(remade, "w").close()
         with labels.open("rb") as file:
@@ -206,14 +204,21 @@ def _begin(labels: Path, manifest: Manifest) -> None:
         append(file, label_header(manifest) + "\n")
 
 
-def _mend_newest_segment(labels: Path, manifest: Manifest) -> None:
+def _mend(labels: Path, manifest: Manifest) -> None:
+    """Take away what a power cut tore; MbrError, and nothing is changed, for the log of another bundle."""
+    newest = closed_segments(labels)[-1:]
+    begun = [has_header(file, manifest) for file in (labels, *newest)]
+    if not begun[0]:
+        _begin(labels, manifest)
+    cut_torn_row(labels)
+    for segment in newest:
+        if not begun[1]:
+            _begin(segment, manifest)
+        _mend_newest_segment(segment, labels, manifest)
+
+
+def _mend_newest_segment(newest: Path, labels: Path, manifest: Manifest) -> None:
     """What a power cut took of the segment that was closed last becomes a gap, so that every tick keeps its row."""
-    segments = closed_segments(labels)
-    if not segments:
-        return
-    newest, header = segments[-1], label_header(manifest) + "\n"
-    if not newest.read_bytes().startswith(header.encode()):
-        newest.write_text(header)
     cut_torn_row(newest)
     last = last_frame_of_file(newest)
     last = first_frame_of(newest) - 1 if last is None else last
@@ -264,13 +269,18 @@ def read_run(path: Path) -> RunManifest:
 
 
 def cut_torn_row(path: Path) -> None:
-    """Remove what stands after the last newline of a log: a row that was not written whole."""
-    data_end = path.stat().st_size
+    """Remove what stands after the last newline of a log: a row that was not written whole, or zeros of a power cut."""
     with path.open("rb+") as file:
-        file.seek(max(0, data_end - 4096))
-        tail = file.read()
-        if not tail.endswith(b"\n"):
-            file.truncate(data_end - len(tail) + tail.rfind(b"\n") + 1)
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - _BLOCK_BYTES)
+            file.seek(start)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                end = start + newline + 1
+                break
+            end = start
+        file.truncate(end)
 
 
 def versions() -> dict[str, str]:
