@@ -109,7 +109,7 @@ def rows_of_file(
     """The rows of one file of a label log."""
     behaviours = len(_behaviours_of(path, file.readline(), manifest))
     if from_frame:
-        _seek_row(file, from_frame)
+        _seek_row(file, path, from_frame)
     lines = (line.decode() for line in file if not growing or line.endswith(b"\n"))
     for row in csv.reader(lines):
         yield _label_row(path, row, behaviours)
@@ -138,7 +138,7 @@ def _behaviours_of(path: Path, line: bytes, manifest: Manifest | None) -> tuple[
     return behaviours
 
 
-def _seek_row(file: BinaryIO, frame: int) -> None:
+def _seek_row(file: BinaryIO, path: Path, frame: int) -> None:
     """Go to the first row of a label log whose frame is not before `frame`; the log holds every frame, in order."""
     low, high = file.tell(), file.seek(0, os.SEEK_END)
     while low < high:
@@ -146,14 +146,21 @@ def _seek_row(file: BinaryIO, frame: int) -> None:
         file.readline()  # to the start of a row
         start = file.tell()
         line = file.readline()
-        if line.endswith(b"\n") and int(line.partition(b",")[0]) < frame:
+        if line.endswith(b"\n") and _frame_of(path, line) < frame:
             low = start + len(line)
         else:
             high = (low + high) // 2
     file.seek(low)
-    while (line := file.readline()).endswith(b"\n") and int(line.partition(b",")[0]) < frame:
+    while (line := file.readline()).endswith(b"\n") and _frame_of(path, line) < frame:
         low = file.tell()
     file.seek(low)
+
+
+def _frame_of(path: Path, line: bytes) -> int:
+    frame = line.partition(b",")[0]
+    if not frame.isdigit():
+        raise MbrError(f"{path}: the row {line[:80]!r} is damaged (it begins with no frame). Was the file edited?")
+    return int(frame)
 
 
 def logged_behaviours(path: Path) -> tuple[str, ...]:
@@ -184,11 +191,18 @@ def _label_row(path: Path, row: list[str], behaviours: int) -> LabelRow:
 def gap_ranges(rows: Iterable[LabelRow]) -> list[tuple[int, int]]:
     """First and last tick of every stretch of gap rows."""
     ranges: list[tuple[int, int]] = []
+    newest: tuple[int, int] | None = None
     for row in rows:
-        if row.status != Status.GAP:
-            continue
-        if ranges and ranges[-1][1] == row.index - 1:
-            ranges[-1] = (ranges[-1][0], row.index)
-        else:
-            ranges.append((row.index, row.index))
-    return ranges
+        if row.status == Status.GAP:
+            ended, newest = follow_gap_range(row.index, 1, newest)
+            ranges += [ended] if ended else []
+    return [*ranges, newest] if newest else ranges
+
+
+def follow_gap_range(
+    index: int, ticks: int, newest: tuple[int, int] | None
+) -> tuple[tuple[int, int] | None, tuple[int, int]]:
+    """Take `ticks` gap rows from `index` on; the stretch that has ended before them, if any, and the newest one."""
+    if newest is not None and newest[1] == index - 1:
+        return None, (newest[0], index + ticks - 1)
+    return newest, (index, index + ticks - 1)

@@ -77,7 +77,7 @@ def test_segments_are_the_log(
     for what, count in script:
         for kind, log in logs.items():
             if what == "killed":
-                for file in (log._labels, log._bouts):
+                for file in (log._labels, log._bouts, log._kept.gaps):  # type: ignore[union-attr]
                     file.close()
                 logs[kind] = SessionLog.resume(*paths[kind], manifest, kind)  # type: ignore[arg-type]
                 assert logs[kind].last_index == log.last_index
