@@ -340,16 +340,35 @@ def _told(rows: Iterator[LabelRow], labels: Path) -> Iterator[LabelRow]:
         yield row
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`: a reader sees the old file or the new one, never half of it."""
+def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
+    """Replace `path` by `text`: a reader sees the old file or the new one, never half of it.
+
+    `durable`: so it is after a power cut too, and this takes as long as the disk does. Else the file may be empty then.
+    """
     part = path.with_name(path.name + PART_SUFFIX)
-    part.write_text(text)
+    with part.open("w") as file:
+        file.write(text)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     part.replace(path)
 
 
 def write_run(path: Path, run: RunManifest) -> None:
     """Write the manifest of a run."""
     write_atomically(path, run.model_dump_json(indent=2) + "\n")
+
+
+def left_run(path: Path) -> RunManifest | None:
+    """The manifest that an earlier process left; None where there is none, or one that a power cut emptied."""
+    if not path.exists() or is_emptied(path):
+        return None
+    return read_run(path)
+
+
+def is_emptied(path: Path) -> bool:
+    """Whether a file holds nothing but what a power cut leaves of one that was not on the disk yet."""
+    return not path.read_bytes().strip(b"\0")
 
 
 def read_run(path: Path) -> RunManifest:

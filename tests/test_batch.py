@@ -31,10 +31,10 @@ def test_labels_of_a_live_session_are_not_replaced(
     box_video: Path, tmp_path: Path, demo_bundle: Bundle, engine: OpenVinoEngine
 ) -> None:
     log = live_session(tmp_path, demo_bundle)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     with pytest.raises(MbrError, match=r"box\.labels\.csv: these are the labels of a live session.*another --out"):
         run_job(Job("box", (box_video,)), tmp_path, demo_bundle, engine)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     log.close()
 
 

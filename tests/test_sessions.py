@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,11 @@ from live import simulated, system_config
 
 from mbr_live.bundle import Bundle, load_bundle
 from mbr_live.config import Config
-from mbr_live.live.checks import Level, start_checks
+from mbr_live.live.checks import Level, recorded_engine, start_checks
 from mbr_live.live.infer import infer
 from mbr_live.live.lane import Lane
 from mbr_live.pipeline import Pipeline
-from mbr_live.sinks import RunManifest, read_run
+from mbr_live.sinks import RunManifest, read_run, write_atomically
 from mbr_live.types import TICK_NS, Decision, MbrError, Status
 
 
@@ -88,3 +89,39 @@ def test_a_session_without_labels_may_begin_with_another_model(
     assert found_of_bundle(other) == "ok"
     lane_of(other, retrained).close()
     assert read_run(session.out / "cage.run.json").bundle == "autumn"
+
+
+@pytest.mark.parametrize("left", [b"", bytes(600)], ids=["nothing", "zeros"])
+def test_a_session_whose_manifest_a_power_cut_emptied_goes_on(
+    left: bytes, session: Config, demo_bundle: Bundle
+) -> None:
+    (session.out / "cage.run.json").write_bytes(left)
+    assert recorded_engine(session) is None
+    assert found_of_bundle(session) == "ok"
+    lane = lane_of(session, demo_bundle)
+    write_rows(lane, demo_bundle, 5)
+    lane.close()
+    run = read_run(session.out / "cage.run.json")
+    assert run.rows == {"lost": 25} and run.restarts == [19]
+
+
+def test_a_manifest_that_was_edited_is_an_error(session: Config, demo_bundle: Bundle) -> None:
+    (session.out / "cage.run.json").write_text("{")
+    with pytest.raises(MbrError, match=r"this is not the \.run\.json of a run"):
+        lane_of(session, demo_bundle)
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, durable: bool
+) -> None:
+    path, synced = tmp_path / "file.json", []
+    path.write_text("old")
+
+    def fsync(descriptor: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{descriptor}").read_text(), path.read_text()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_atomically(path, "new", durable=durable)
+    assert synced == ([("new", "old")] if durable else [])
+    assert path.read_text() == "new" and [each.name for each in tmp_path.iterdir()] == ["file.json"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 import time
@@ -12,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_triggers import ONSET, WHILE, play, rows, rules
 
+from mbr_live.bundle import Bundle, Manifest
+from mbr_live.sinks import SessionLog
 from mbr_live.triggers.log import HEADER, Summary, TriggerLog, message_id, open_log, read_receipts, read_yoked
 from mbr_live.triggers.machine import Action, TriggerRule, restored
 from mbr_live.triggers.outputs.protocol import TriggerMessage
 from mbr_live.triggers.outputs.workers import Delivery
-from mbr_live.types import MbrError
+from mbr_live.types import TICK_NS, UNKNOWN, Decision, MbrError, Status
 
 TEMPLATE = Summary(camera="", session="", started="", triggers=[], outputs=[], stale_after_s=0.25)
 
@@ -32,6 +35,26 @@ def message_of(log: TriggerLog, action: Action) -> TriggerMessage:
 
 def labels_up_to(folder: Path, index: int) -> None:
     (folder / "cage.labels.csv").write_text(f"frame\n{index},\n")
+
+
+def labelled_session(folder: Path, manifest: Manifest, rows: int, origin_ns: int) -> None:
+    """The labels of a session that began at `origin_ns`."""
+    log = SessionLog.create(folder / "cage.labels.csv", folder / "cage.bouts.csv", manifest)
+    unknown = (UNKNOWN,) * len(manifest.behaviours)
+    for index in range(rows):
+        log.write(
+            Decision("cage", index, index, origin_ns + index * TICK_NS, Status.LOST, math.nan, math.nan, (), unknown)
+        )
+    log.close()
+
+
+def log_with_a_trial(folder: Path) -> TriggerLog:
+    """Receipts of a session of 100 rows that began at 0 ns; its trial began at frame 95."""
+    log, _ = open_log(folder, "cage", [ONSET], frozenset(), TEMPLATE)
+    action = Action("stim", "cage", "on", 1, 95, on_s=0.5)
+    log.decided(message_of(log, action), action, dry_run=False)
+    log.close()
+    return log
 
 
 @settings(max_examples=50, deadline=None)
@@ -137,3 +160,52 @@ def test_what_was_not_begun_and_what_came_late_is_counted_over_restarts(tmp_path
     again, _ = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
     again.close()
     assert (again.summary.unwritten, again.summary.late_labels) == (3, 5)
+
+
+def test_receipts_of_labels_that_a_power_cut_took_are_of_the_session(
+    tmp_path: Path, demo_bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = log_with_a_trial(tmp_path)
+    labelled_session(tmp_path, demo_bundle.manifest, 80, 0)
+    for _ in range(2):  # the second finds the end of the trial too, which is as late as the first process made it
+        log, past = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+        (off,) = past.closing["stim"] or [None]
+        if off is not None:
+            late = message_of(log, off).model_copy(update={"time_ns": 10**15})
+            log.decided(late, off, dry_run=False)
+        log.close()
+        assert past.states["stim"].last_index == 95
+        assert log.summary.session == begun.summary.session
+        assert "ends at frame 79, but receipts know of frame 95" in caplog.text
+        caplog.clear()
+    assert [row["edge"] for row in read_receipts(tmp_path / "cage.triggers.csv")] == ["on", "off"]
+
+
+@pytest.mark.parametrize("later_s", [-3, 3, 3600])
+@pytest.mark.parametrize("rows", [1, 80])
+def test_receipts_of_another_session_are_refused(rows: int, later_s: int, tmp_path: Path, demo_bundle: Bundle) -> None:
+    log_with_a_trial(tmp_path)
+    labelled_session(tmp_path, demo_bundle.manifest, rows, later_s * 1_000_000_000)
+    with pytest.raises(
+        MbrError, match=rf"ends at frame {rows - 1}, but .* knows of frame 95: they are not of the same"
+    ):
+        open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+
+
+def test_nor_are_those_of_a_session_without_labels(tmp_path: Path) -> None:
+    log_with_a_trial(tmp_path)
+    with pytest.raises(MbrError, match="they are not of the same session"):
+        open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+
+
+def test_receipts_whose_summary_a_power_cut_emptied_are_gone_on_with(
+    tmp_path: Path, demo_bundle: Bundle, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun = log_with_a_trial(tmp_path)
+    labelled_session(tmp_path, demo_bundle.manifest, 100, 0)
+    (tmp_path / "cage.triggers.json").write_bytes(b"")
+    log, past = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+    log.close()
+    assert past.states["stim"].trials == 1
+    assert log.summary.session != begun.summary.session and "another session from now on" in caplog.text
+    assert Summary.model_validate_json((tmp_path / "cage.triggers.json").read_text()).session == log.summary.session

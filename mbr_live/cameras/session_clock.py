@@ -53,6 +53,6 @@ class SessionClock:
         self._kept = True
         try:
             kept = _Kept(monotonic=own_clock(), offset_ns=EpochClock.offset_ns())
-            write_atomically(self._path, kept.model_dump_json() + "\n")
+            write_atomically(self._path, kept.model_dump_json() + "\n", durable=False)
         except OSError as error:
             _log.warning("%s: cannot be written (%s); a restart would go by the date", self._path, error.strerror)

@@ -34,7 +34,7 @@ from mbr_live.engines.choice import kind_of, open_engine
 from mbr_live.engines.parity import one_frame, timed_s
 from mbr_live.keys import load_keys
 from mbr_live.label_log import LABELS_SUFFIX, last_frame
-from mbr_live.sinks import RUN_SUFFIX, read_run
+from mbr_live.sinks import RUN_SUFFIX, left_run
 from mbr_live.triggers.output import check_outputs
 from mbr_live.types import RATE_FPS, EngineKind, MbrError
 from mbr_live.video.sources import JOURNAL_SUFFIX
@@ -107,10 +107,8 @@ def refuse_other_bundle(config: Config, bundle: Bundle) -> None:
     """MbrError where labels are there, and would be gone on with, that another bundle made: a log is of one model."""
     for camera in config.camera:
         labels, path = (config.out / f"{camera.name}{suffix}" for suffix in (LABELS_SUFFIX, RUN_SUFFIX))
-        if not path.exists() or last_frame(labels) < 0:
-            continue
-        run = read_run(path)
-        if run.bundle_sha256 != bundle.sha256:
+        run = left_run(path) if last_frame(labels) >= 0 else None
+        if run is not None and run.bundle_sha256 != bundle.sha256:
             raise MbrError(
                 f"{labels}: its labels are of the bundle {run.bundle} ({run.bundle_sha256[:12]}), {bundle.path} is "
                 f"{bundle.manifest.name} ({bundle.sha256[:12]}), and a log is of one model. Use the bundle that the "
@@ -121,7 +119,7 @@ def refuse_other_bundle(config: Config, bundle: Bundle) -> None:
 def recorded_engine(config: Config) -> EngineKind | None:
     """The engine of the labels that are there and will be gone on with; None where there are none."""
     runs = [config.out / f"{camera.name}{RUN_SUFFIX}" for camera in config.camera]
-    kinds = {path: kind_of(read_run(path).engine) for path in runs if path.exists()}
+    kinds = {path: kind_of(run.engine) for path in runs if (run := left_run(path)) is not None}
     if len(set(kinds.values())) > 1:
         raise MbrError(
             f"{config.out}: its sessions were labelled with several engines "

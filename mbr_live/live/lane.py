@@ -17,9 +17,9 @@ from mbr_live.latency import LatencyHistogram
 from mbr_live.live.arrivals import MAX_JUMP_TICKS
 from mbr_live.live.backlog import Backlog
 from mbr_live.pipeline import LaneState, Pipeline
-from mbr_live.sinks import BOUTS_SUFFIX, RUN_SUFFIX, RunManifest, SessionLog, read_run, write_run
+from mbr_live.sinks import BOUTS_SUFFIX, RUN_SUFFIX, RunManifest, SessionLog, left_run, write_run
 from mbr_live.status import CameraStatus, Liveness
-from mbr_live.types import RATE_FPS, Decision
+from mbr_live.types import RATE_FPS, Decision, MbrError
 from mbr_live.wire import CameraReport, End, FrameHeader, Heartbeat, own_clock
 
 TIMINGS_SUFFIX = ".timings.csv"
@@ -66,7 +66,7 @@ class Lane:
         self.state: LaneState = pipeline.start(last_index)
         try:
             self.run = self._begin_run(camera, template, last_index)
-        except OSError:
+        except (OSError, MbrError):
             self._log.close()
             raise
         self.backlog = Backlog(camera.name, self._log.write)
@@ -86,10 +86,13 @@ class Lane:
         path = self._paths[RUN_SUFFIX]
         source = camera.source.model_dump_json()
         run = template.model_copy(update={"recording": camera.name, "sources": [source]}, deep=True)
-        if path.exists() and last_index >= 0:
-            before = read_run(path)
-            # Once, also where the beginning had to be tried again.
-            run.started, run.restarts = before.started, sorted({*before.restarts, last_index})
+        if last_index >= 0:
+            before = left_run(path)
+            if before is None:
+                _log.warning("%s: is not there or empty, so what the session was before is not known", path)
+            else:
+                run.started, run.restarts = before.started, before.restarts
+            run.restarts = sorted({*run.restarts, last_index})  # once, also where the beginning had to be tried again
         write_run(path, run)
         return run
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import secrets
 import time
 from collections import Counter
@@ -21,13 +22,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mbr_live.appending import WaitingRows
-from mbr_live.label_log import LABELS_SUFFIX, last_frame
+from mbr_live.label_log import LABELS_SUFFIX, last_frame, read_labels
 from mbr_live.latency import LatencyHistogram
-from mbr_live.sinks import cut_torn_row, write_atomically
+from mbr_live.sinks import cut_torn_row, is_emptied, write_atomically
 from mbr_live.triggers.machine import Action, TriggerRule, TriggerState, finish, recall
 from mbr_live.triggers.outputs.protocol import TriggerMessage
 from mbr_live.triggers.outputs.workers import Delivery
-from mbr_live.types import RATE_FPS, MbrError
+from mbr_live.types import RATE_FPS, TICK_NS, MbrError
 
 TRIGGERS_SUFFIX = ".triggers.csv"
 SUMMARY_SUFFIX = ".triggers.json"
@@ -36,11 +37,14 @@ COLUMNS = (
     "output", "sent_ns", "confirmed_ns", "attempts",
 )  # fmt: skip
 HEADER = ",".join(COLUMNS)
+_GRID_NS = 2_000_000_000  # frames of one session are captured within some ticks of its grid
 _KINDS = ("trials", "shams", "skipped", "deliveries")
 STAGES = (
     "capture_to_receive", "receive_to_label", "label_to_decision", "decision_to_sent", "sent_to_confirmed",
     "capture_to_label", "capture_to_decision", "capture_to_sent",
 )  # fmt: skip
+
+_log = logging.getLogger(__name__)
 
 
 class Summary(BaseModel):
@@ -150,8 +154,11 @@ class TriggerLog:
         (self._rows.write if now else self._rows.append)(text.getvalue())
         self._counts.update(_counted({column: str(row.get(column, "")) for column in COLUMNS}))
 
-    def save(self, *, undelivered: int, finished: bool = False) -> None:
-        """Write the summary as it is now, and the rows that had to wait for room."""
+    def save(self, *, undelivered: int, finished: bool = False, durable: bool = False) -> None:
+        """Write the summary as it is now, and the rows that had to wait for room.
+
+        `durable`: wait for the disk, as no trigger may while it works.
+        """
         self._rows.flush()
         by_kind = {kind: {name: n for (of, name), n in self._counts.items() if of == kind} for kind in _KINDS}
         for kind, counts in by_kind.items():
@@ -159,7 +166,7 @@ class TriggerLog:
         self.summary.undelivered = undelivered
         self.summary.latency = {stage: figures.summary() for stage, figures in self._latency.items() if figures.count}
         self.summary.finished = datetime.now(UTC).isoformat() if finished else None
-        write_atomically(self._summary_path, self.summary.model_dump_json(indent=2) + "\n")
+        write_atomically(self._summary_path, self.summary.model_dump_json(indent=2) + "\n", durable=durable)
 
     def close(self) -> None:
         """Close the file of receipts."""
@@ -173,6 +180,7 @@ class Past:
     states: dict[str, TriggerState]  # by trigger
     counts: Counter[tuple[str, str]]  # of rows, as in the summary: ("trials", trigger), ("skipped", why), ...
     last_time_ns: int  # capture time of the last row
+    latest: tuple[int, int]  # the latest frame that a row is of, and its capture time
     closing: dict[str, list[Action]]  # trials that were left open, ended now
     unfinished: list[tuple[TriggerMessage, str]]  # edges that were decided and of which an output has no receipt
 
@@ -188,7 +196,7 @@ def open_log(
     summary = template.model_copy(update={"camera": camera, "session": secrets.token_hex(6)})
     resumed = _was_begun(path, summary_path)
     if resumed:
-        before = _read_summary(summary_path)
+        before = _read_summary(summary_path) or summary
         kept = {name: getattr(before, name) for name in ("session", "started", "unwritten", "late_labels")}
         summary = summary.model_copy(update={**kept, "restarts": before.restarts + 1})
     past = _past(path, summary, rules, shams_to) if resumed else _nothing(rules)
@@ -196,7 +204,7 @@ def open_log(
     log = TriggerLog(WaitingRows(path, HEADER + "\n"), summary_path, summary, past.counts)
     try:
         log.begin()
-        log.save(undelivered=0)
+        log.save(undelivered=0, durable=True)
     except BaseException:
         log.close()
         raise
@@ -215,7 +223,7 @@ def _was_begun(path: Path, summary_path: Path) -> bool:
 
 
 def _nothing(rules: Sequence[TriggerRule]) -> Past:
-    return Past({rule.name: TriggerState() for rule in rules}, Counter(), 0, {}, [])
+    return Past({rule.name: TriggerState() for rule in rules}, Counter(), 0, (-1, 0), {}, [])
 
 
 def _counted(row: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -234,10 +242,12 @@ def _past(path: Path, summary: Summary, rules: Sequence[TriggerRule], shams_to: 
     by_name = {rule.name: rule for rule in rules}
     states = {rule.name: TriggerState() for rule in rules}
     counts: Counter[tuple[str, str]] = Counter()
-    last_time_ns = 0
+    last_time_ns, latest = 0, (-1, 0)
     open_: dict[tuple[str, str], tuple[TriggerMessage, str]] = {}
     for row in read_receipts(path):
         last_time_ns = int(row["time_ns"])
+        # Of several, the first: an end that a later process wrote has the frame of the beginning, and a later time.
+        latest = max(latest, (int(row["frame"]), last_time_ns), key=lambda known: known[0])
         counts.update(_counted(row))
         rule = by_name.get(row["trigger"])
         if rule is None:
@@ -252,7 +262,7 @@ def _past(path: Path, summary: Summary, rules: Sequence[TriggerRule], shams_to: 
     closing = {}
     for rule in rules:
         closing[rule.name], states[rule.name] = finish(rule, states[rule.name], "restart")
-    return Past(states, counts, last_time_ns, closing, list(open_.values()))
+    return Past(states, counts, last_time_ns, latest, closing, list(open_.values()))
 
 
 def routes(rule: TriggerRule, message: TriggerMessage, shams_to: frozenset[str]) -> list[str]:
@@ -318,8 +328,12 @@ def _action_of(row: dict[str, str], rule: TriggerRule) -> Action:
     )  # fmt: skip
 
 
-def _read_summary(path: Path) -> Summary:
+def _read_summary(path: Path) -> Summary | None:
+    """The summary of an earlier process; None where a power cut emptied it."""
     try:
+        if is_emptied(path):
+            _log.warning("%s: is empty, as after a power cut; messages have another session from now on", path)
+            return None
         return Summary.model_validate_json(path.read_text())
     except (OSError, ValidationError, json.JSONDecodeError) as error:
         raise MbrError(
@@ -331,8 +345,21 @@ def _check_same_session(out: Path, camera: str, past: Past) -> None:
     last_known = max((state.last_index for state in past.states.values()), default=-1)
     labels = out / f"{camera}{LABELS_SUFFIX}"
     last_label = last_frame(labels)
-    if last_known > last_label:
+    if last_known <= last_label:
+        return
+    if not _is_of_grid(labels, last_label, *past.latest):
         raise MbrError(
             f"{labels}: ends at frame {last_label}, but {camera}{TRIGGERS_SUFFIX} knows of frame {last_known}: they "
             "are not of the same session. Use another folder (out), or put the old files aside together."
         )
+    _log.warning(
+        "%s: ends at frame %d, but receipts know of frame %d: a power cut took labels that were told already",
+        labels, last_label, last_known,
+    )  # fmt: skip
+
+
+def _is_of_grid(labels: Path, last_label: int, frame: int, time_ns: int) -> bool:
+    """Whether a frame that is not in the label log was captured when its last row says that it should have been."""
+    rows = read_labels(labels, from_frame=last_label, growing=True) if last_label >= 0 else iter(())
+    row = next(rows, None)
+    return row is not None and abs(time_ns - row.time_ns - (frame - row.index) * TICK_NS) <= _GRID_NS

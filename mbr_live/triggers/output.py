@@ -170,7 +170,7 @@ class _Service:
             _log.warning("not delivered, and left to the next start in this folder: %s", waiting)
         for lane in self._lanes.values():
             try:
-                lane.log.save(undelivered=sum(waiting.values()), finished=True)
+                lane.log.save(undelivered=sum(waiting.values()), finished=True, durable=True)
             except OSError as error:
                 _log.error("%s: the summary cannot be written (%s)", self._out, error.strerror)
         (self._out / OUTPUT_STATUS_FILE).unlink(missing_ok=True)
@@ -315,7 +315,7 @@ class _Service:
             for lane in self._lanes.values():
                 lane.log.save(undelivered=sum(waiting.values()))
             status = self._status(waiting)
-            write_atomically(self._out / OUTPUT_STATUS_FILE, status.model_dump_json() + "\n")
+            write_atomically(self._out / OUTPUT_STATUS_FILE, status.model_dump_json() + "\n", durable=False)
         except OSError as error:
             _log.error("%s: cannot be written (%s)", self._out, error)
 

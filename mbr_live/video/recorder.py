@@ -191,7 +191,7 @@ class Recorder:
 
     def _note_index(self) -> None:
         try:
-            write_atomically(self._out / f"{self._camera}{INDEX_SUFFIX}", index_text(self._index))
+            write_atomically(self._out / f"{self._camera}{INDEX_SUFFIX}", index_text(self._index), durable=False)
         except OSError as error:  # made anew from the segments when the process starts again
             _log.error("%s: the index of the recording cannot be written (%s)", self._camera, error.strerror)
 
