@@ -22,6 +22,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 
 def locate_program(source: Path, out: Path, *, stills: bool) -> None:
     """Write `out`, one row per 10 fps frame or per picture; nothing is left when the source cannot be read."""
+    _check_replaceable(out)
     rows = _still_rows(source) if stills else _video_rows(source)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + PART_SUFFIX)
@@ -36,6 +37,16 @@ def locate_program(source: Path, out: Path, *, stills: bool) -> None:
     finally:
         part.unlink(missing_ok=True)
     print(f"{source}: animal found in {found} of {total} frames ({found / max(total, 1):.1%}); positions: {out}")
+
+
+def _check_replaceable(out: Path) -> None:
+    """Positions may take the place of positions, and of nothing else: a video that was given twice must not be lost."""
+    if out.is_dir():
+        raise MbrError(f"{out}: this is a folder. Give a file for the positions: --out {out / 'positions.csv'}.")
+    if out.exists():
+        with out.open("rb") as file:
+            if not file.read(len(HEADER)).startswith(HEADER.encode()):
+                raise MbrError(f"{out}: there is a file that holds no positions. Give another --out, or move it away.")
 
 
 def _video_rows(path: Path) -> Iterator[tuple[str, bool]]:

@@ -48,6 +48,8 @@ def test_clips_of_a_file_show_the_frames_around_each_bout(box_video: Path, tmp_p
     assert "0 new clips" in done.stdout
     done = mbr_live("clips", labels, "--behaviour", "grooming", "--out", tmp_path / "g")
     assert "2 new clips" in done.stdout
+    done = mbr_live("clips", labels, "--behaviour", "groming")
+    assert done.returncode == 2 and "groming" in done.stderr and "grooming, rearing" in done.stderr
     assert mbr_live("clips", tmp_path / "g").returncode == 2
 
 

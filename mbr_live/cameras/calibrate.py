@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from mbr_live.cameras.arena import find_arena, parse_arena
+from mbr_live.cameras.arena import check_in_picture, find_arena, parse_arena
 from mbr_live.cameras.calibration import (
     Arena,
     Calibration,
@@ -65,6 +65,8 @@ def calibrate_camera_program(
     given = parse_arena(arena) if arena else None
     seen = _look(camera, max(2 * KEPT_PICTURES, round(seconds * RATE_FPS)))
     reference = np.median(np.stack(seen.pictures), axis=0).astype(np.uint8)
+    if given is not None:
+        check_in_picture(given, reference)
     found = given or find_arena(reference)
     scale = px_per_cm or (found.length_px / arena_cm if found and arena_cm else None)
     judged = make_reference(seen.pictures)

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from mbr_live.simulation.camera import record
+from mbr_live.simulation.camera import Simulation, record
 
 
 def simulate_program(condition: str, seed: int, minutes: float, out: Path) -> None:
     """Write `<condition>-<seed>.mp4` and `<condition>-<seed>.truth.csv` into `out`."""
+    Simulation(condition, seed)  # an unknown condition is an error before there is a folder
     out.mkdir(parents=True, exist_ok=True)
     video, truth = (out / f"{condition}-{seed}{suffix}" for suffix in (".mp4", ".truth.csv"))
     with Progress() as bars:
