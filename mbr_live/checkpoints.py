@@ -188,7 +188,7 @@ class RecognisedRows(WaitingRows):
         return not len(self) and os.fstat(self.open().fileno()).st_size == self._size
 
     def append(self, row: str) -> None:
-        """As of `WaitingRows`; a row that was lost is one that the file lacks."""
+        """As of `WaitingRows`. One that is refused counts too: the file lacks it, and is not complete any more."""
         self._note(row)
         super().append(row)
 
