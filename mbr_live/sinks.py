@@ -52,6 +52,7 @@ ROWS_PER_CHECKPOINT = 300 * RATE_FPS  # five minutes
 _ROWS_PER_WRITE = 4096
 _ROWS_PER_WORD = 200_000  # read at the start of a session: a second or two
 _BLOCK_BYTES = 4096
+_CAPTURES_KNOWN = 4  # the last words of one that has ended may arrive behind the first of the next
 
 _log = logging.getLogger(__name__)
 
@@ -80,11 +81,21 @@ class RunManifest(BaseModel):
     window_px: int | None = None
     clock: str = ""  # of the capture times, live: host, camera, file or simulated
     outages: dict[str, int] = {}  # how often the camera was lost, by cause; each is in the outage log
-    capture: dict[str, int] = {}  # the capture process's own counts
+    capture: dict[str, int] = {}  # what became of frames at capture, over all capture processes of the session
+    captures: dict[str, dict[str, int]] = {}  # the part in it of each of the newest capture processes
     refused: dict[str, int] = {}  # frames that came but could not be used, by reason
     drift: dict[str, float] = {}  # distance by measure of `mbr_live.drift`; empty where nothing is known
     drifted: list[str] = []  # the measures that are unlike training
     timings: dict[str, float] = {}
+
+    def count_capture(self, process: str, counts: dict[str, int]) -> None:
+        """Take what a capture process has done with its frames so far."""
+        known = self.captures.pop(process, {})
+        for what, number in counts.items():
+            self.capture[what] = self.capture.get(what, 0) + number - known.get(what, 0)
+        self.captures[process] = counts
+        for old in list(self.captures)[:-_CAPTURES_KNOWN]:
+            del self.captures[old]
 
 
 def bout_row(bout: Bout) -> str:

@@ -18,6 +18,7 @@ from mbr_live.live.lane import Lane
 from mbr_live.pipeline import Pipeline
 from mbr_live.sinks import RunManifest, read_run, write_atomically
 from mbr_live.types import TICK_NS, Decision, MbrError, Status
+from mbr_live.wire import CaptureCounts, Heartbeat
 
 
 def lane_of(config: Config, bundle: Bundle) -> Lane:
@@ -125,3 +126,47 @@ def test_a_file_is_on_the_disk_before_it_has_its_name(
     write_atomically(path, "new", durable=durable)
     assert synced == ([("new", "old")] if durable else [])
     assert path.read_text() == "new" and [each.name for each in tmp_path.iterdir()] == ["file.json"]
+
+
+def heartbeat(process: str, **counts: int) -> Heartbeat:
+    return Heartbeat(camera="cage", session=process, counts=CaptureCounts(**counts))
+
+
+def test_what_was_lost_is_counted_over_restarts(session: Config, demo_bundle: Bundle) -> None:
+    """Of captures, of inference, and of both; a capture that outlives inference is counted once."""
+    lane = lane_of(session, demo_bundle)
+    lane.refused["size"] += 40
+    lane.hear(heartbeat("capture-1", sampled=60, dropped_queue_full=30))
+    lane.hear(heartbeat("capture-1", sampled=100, dropped_queue_full=50))
+    lane.close()
+    lane = lane_of(session, demo_bundle)
+    write_rows(lane, demo_bundle, 100)
+    lane.refused.update(size=2, late=1)
+    lane.hear(heartbeat("capture-1", sampled=110, dropped_queue_full=51))
+    lane.hear(heartbeat("capture-2", sampled=5, dropped_on_purpose=1))
+    lane.hear(heartbeat("capture-1", sampled=111, dropped_queue_full=52))  # had waited in its socket
+    lane.hear(heartbeat("capture-2", sampled=6, dropped_on_purpose=1))
+    told = {"dropped_queue_full": 52, "dropped_on_purpose": 1, "size": 42, "late": 1}
+    assert lane.status(0.0).drops == told
+    lane.close()
+    run = read_run(session.out / "cage.run.json")
+    assert (run.capture["sampled"], run.capture["dropped_queue_full"], run.refused) == (
+        117,
+        52,
+        {"size": 42, "late": 1},
+    )
+    lane = lane_of(session, demo_bundle)  # no capture says anything any more
+    assert lane.status(0.0).drops == told
+    lane.close()
+    again = read_run(session.out / "cage.run.json")
+    assert (again.capture, again.refused) == (run.capture, run.refused)
+
+
+def test_a_manifest_does_not_grow_with_captures(session: Config, demo_bundle: Bundle) -> None:
+    lane = lane_of(session, demo_bundle)
+    for process in range(100):
+        for sampled in (1, 2, 3):
+            lane.hear(heartbeat(f"capture-{process}", sampled=sampled))
+    lane.close()
+    run = read_run(session.out / "cage.run.json")
+    assert run.capture["sampled"] == 300 and len(run.captures) == 4

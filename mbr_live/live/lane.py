@@ -27,6 +27,7 @@ TIMINGS_HEADER = "frame,capture_to_receive_ms,capture_to_label_ms"
 
 STALE_AFTER_S = 1.0
 _FPS_OVER_S = 5.0
+_KEPT = ("started", "restarts", "clock", "outages", "capture", "captures", "refused")  # of a session that goes on
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ class Lane:
         self._timings = WaitingRows(self._paths[TIMINGS_SUFFIX], TIMINGS_HEADER + "\n")
         self._untimed = 0  # frames whose timing was let go of
         self.latency, self.on_the_way = LatencyHistogram(), LatencyHistogram()  # capture to label, to receipt
-        self.refused: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter(self.run.refused)
         self.session: str | None = None  # the capture process that sends
         self.ended = False
         self.report = CameraReport()
@@ -91,7 +92,8 @@ class Lane:
             if before is None:
                 _log.warning("%s: is not there or empty, so what the session was before is not known", path)
             else:
-                run.started, run.restarts = before.started, before.restarts
+                kept = {name: getattr(before, name) for name in _KEPT}
+                run = run.model_copy(update=kept, deep=True)
             run.restarts = sorted({*run.restarts, last_index})  # once, also where the beginning had to be tried again
         write_run(path, run)
         return run
@@ -122,7 +124,8 @@ class Lane:
     def hear(self, message: Heartbeat | End) -> None:
         """Take what the capture process says of itself and of its camera."""
         self.report = message.report
-        self.run.capture, self.run.outages = message.counts.model_dump(), dict(message.report.outages)
+        self.run.count_capture(message.session, message.counts.model_dump())
+        self.run.outages = dict(message.report.outages)
         self.run.clock = message.report.clock or self.run.clock
 
     def note_drift(self, glance: Glance | None, decision: Decision) -> None:
