@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,10 @@ from live import simulated, system_config
 
 from mbr_live.bundle import Bundle, load_bundle
 from mbr_live.config import Config
+from mbr_live.live import checks
+from mbr_live.live.capture import capture
 from mbr_live.live.checks import Level, recorded_engine, start_checks
+from mbr_live.live.holding import held
 from mbr_live.live.infer import infer
 from mbr_live.live.lane import Lane
 from mbr_live.pipeline import Pipeline
@@ -170,3 +175,48 @@ def test_a_manifest_does_not_grow_with_captures(session: Config, demo_bundle: Bu
     lane.close()
     run = read_run(session.out / "cage.run.json")
     assert run.capture["sampled"] == 300 and len(run.captures) == 4
+
+
+def holding(out: Path, work: str) -> subprocess.Popen[str]:
+    """A process of its own that has a work of a folder, until it is killed."""
+    code = (
+        "import sys, time; from pathlib import Path; from mbr_live.live.holding import held\n"
+        "with held(Path(sys.argv[1]), sys.argv[2]): print(flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, out, work], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "\n"
+    return process
+
+
+@pytest.mark.parametrize("work", ["inference", "capture-cage"])
+def test_a_folder_that_another_process_has_is_left_alone_until_that_ends(work: str, session: Config) -> None:
+    def begin() -> None:
+        if work == "inference":
+            infer(session)
+        else:
+            capture(session, session.camera[0])
+
+    with holding(session.out, work) as other:
+        before = contents(session.out)
+        with pytest.raises(MbrError, match=rf"live: another process has the {work} of this folder already"):
+            begin()
+        assert contents(session.out) == before
+        checked = next(checks._folder(session))
+        assert (checked.level, checked.subject) == ("error", "out") and f"the {work} of this folder" in checked.text
+        other.kill()  # as kill -9 does: nothing is tidied up
+    with held(session.out, work):
+        pass
+    assert next(checks._folder(session)).subject == "disk"
+    assert (session.out / f".{work}.lock").stat().st_size == 0
+
+
+def test_checks_leave_no_lock_behind(config: Config) -> None:
+    config.out.mkdir()
+    assert next(checks._folder(config)).subject == "disk"
+    assert not list(config.out.iterdir())
+
+
+def test_where_no_lock_can_be_had_the_work_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / ".inference.lock").mkdir()
+    with held(tmp_path, "inference"):
+        assert "nothing keeps a second process out" in caplog.text

@@ -23,6 +23,7 @@ from mbr_live.cameras.reader import Chosen
 from mbr_live.cameras.session_clock import SessionClock
 from mbr_live.config import Camera, Config, Loss
 from mbr_live.keys import load_keys
+from mbr_live.live.holding import capture_of, held
 from mbr_live.processes import begin_afresh, end_now, notify, stop_signal
 from mbr_live.sinks import cut_torn_row
 from mbr_live.stages.blindness import BlindState, is_blind
@@ -53,6 +54,7 @@ def _capture(config: Config, camera: Camera) -> bool:
     keys = load_keys(config.wire.keys)
     config.out.mkdir(parents=True, exist_ok=True)
     with (
+        held(config.out, capture_of(camera.name)),
         closing(Journal(config.out / f"{camera.name}{JOURNAL_SUFFIX}")) as journal,
         closing(CameraLog(config.out / f"{camera.name}{CAMERA_LOG_SUFFIX}")) as outages,
         closing(FrameSender(config.wire.frames, camera.name, secrets.token_hex(8), keys)) as sender,

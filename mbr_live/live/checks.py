@@ -34,6 +34,7 @@ from mbr_live.engines.choice import kind_of, open_engine
 from mbr_live.engines.parity import one_frame, timed_s
 from mbr_live.keys import load_keys
 from mbr_live.label_log import LABELS_SUFFIX, last_frame
+from mbr_live.live.holding import INFERENCE, capture_of, refuse_held
 from mbr_live.sinks import RUN_SUFFIX, left_run
 from mbr_live.triggers.output import check_outputs
 from mbr_live.types import RATE_FPS, EngineKind, MbrError
@@ -164,7 +165,7 @@ def _goes_on(config: Config) -> bool:
 
 
 def _folder(config: Config) -> Iterator[Finding]:
-    """Whether results can be written, and whether there is room. Leaves nothing behind."""
+    """Whether results can be written, by nobody else meanwhile, and whether there is room. Leaves nothing behind."""
     there = _existing(config.out)
     try:
         if not there.is_dir():
@@ -177,6 +178,11 @@ def _folder(config: Config) -> Iterator[Finding]:
         )
         yield Finding("error", "out", text)
         return
+    for work in (INFERENCE, *(capture_of(camera.name) for camera in config.camera)):
+        try:
+            refuse_held(config.out, work)
+        except MbrError as error:
+            yield Finding("error", "out", str(error))
     yield free_space(config.out, shutil.disk_usage(there).free / 1e6)
 
 

@@ -31,6 +31,7 @@ from mbr_live.keys import load_keys
 from mbr_live.live.arrivals import Arrival, Eye, RefusedFrame, SeenFrame, arrivals
 from mbr_live.live.backlog import Labelled
 from mbr_live.live.checks import recorded_engine, refuse_other_bundle
+from mbr_live.live.holding import INFERENCE, held
 from mbr_live.live.lane import Lane, Timing
 from mbr_live.pipeline import Features, Pipeline
 from mbr_live.processes import Stop, notify, stop_signal
@@ -90,8 +91,9 @@ def infer(config: Config) -> None:
 def _lanes(
     config: Config, pipeline: Pipeline, template: RunManifest, reference: Reference | None, stack: ExitStack
 ) -> dict[str, Lane]:
-    """All lanes, to be closed by `stack`; or none, and the error."""
+    """All lanes, in a folder that is this process's alone, to be closed by `stack`; or none, and the error."""
     with ExitStack() as attempt:
+        attempt.enter_context(held(config.out, INFERENCE))
         lanes = {
             camera.name: attempt.enter_context(closing(Lane(config, camera, pipeline, template, reference)))
             for camera in config.camera
