@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -165,6 +166,32 @@ def test_what_was_lost_is_counted_over_restarts(session: Config, demo_bundle: Bu
     lane.close()
     again = read_run(session.out / "cage.run.json")
     assert (again.capture, again.refused) == (run.capture, run.refused)
+
+
+def test_what_was_lost_is_known_after_a_kill(session: Config, demo_bundle: Bundle, tmp_path: Path) -> None:
+    lane = lane_of(session, demo_bundle)
+    run_file, seen = session.out / "cage.run.json", []
+    for now_s, reason in ((0.0, "size"), (5.0, "late"), (10.0, "jump"), (20.0, "")):
+        lane.refused.update([reason] if reason else [])
+        lane.hear(heartbeat("capture-1", sampled=9, dropped_queue_full=4))
+        before = run_file.stat().st_ino
+        lane.keep_counts(now_s)
+        if lane._keeping:
+            lane._keeping.join()
+        seen.append((dict(read_run(run_file).refused), run_file.stat().st_ino != before))
+    everything = {"size": 1, "late": 1, "jump": 1}
+    assert seen == [({"size": 1}, True), ({"size": 1}, False), (everything, True), (everything, False)]
+    lane.hear(heartbeat("capture-2", sampled=1))
+    lane.keep_counts(30.0)
+    assert lane._keeping is not None
+    lane._keeping.join()
+    assert read_run(run_file).capture["sampled"] == 10
+    killed = session.model_copy(update={"out": tmp_path / "killed"})
+    shutil.copytree(session.out, killed.out)  # as a kill would leave it now
+    lane.close()
+    lane = lane_of(killed, demo_bundle)
+    assert lane.status(0.0).drops == {**everything, "dropped_queue_full": 4}
+    lane.close()
 
 
 def test_a_manifest_does_not_grow_with_captures(session: Config, demo_bundle: Bundle) -> None:

@@ -240,6 +240,8 @@ class _Service:
             return
         self._next_status_s = now_s + STATUS_EVERY_S
         notify("WATCHDOG=1")
+        for lane in self._lanes.values():
+            lane.keep_counts(now_s)
         self._publisher.publish(
             SystemStatus(
                 out=str(self._config.out),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 from mbr_live.appending import Unwritable, WaitingRows
@@ -26,6 +28,7 @@ TIMINGS_SUFFIX = ".timings.csv"
 TIMINGS_HEADER = "frame,capture_to_receive_ms,capture_to_label_ms"
 
 STALE_AFTER_S = 1.0
+KEEP_EVERY_S = 10.0  # at most: what was lost is written down, lest it be forgotten when the process is killed
 _FPS_OVER_S = 5.0
 _KEPT = ("started", "restarts", "clock", "outages", "capture", "captures", "refused")  # of a session that goes on
 
@@ -75,6 +78,8 @@ class Lane:
         self._untimed = 0  # frames whose timing was let go of
         self.latency, self.on_the_way = LatencyHistogram(), LatencyHistogram()  # capture to label, to receipt
         self.refused: Counter[str] = Counter(self.run.refused)
+        self._kept, self._keep_at_s = self._countings(), 0.0
+        self._keeping: threading.Thread | None = None
         self.session: str | None = None  # the capture process that sends
         self.ended = False
         self.report = CameraReport()
@@ -151,10 +156,29 @@ class Lane:
         gaps, self.state = self._pipeline.gap(self.name, end.last_index + 1, end.origin_ns, self.state)
         return gaps
 
+    def _dropped(self) -> dict[str, int]:
+        return {what: number for what, number in self.run.capture.items() if what.startswith("dropped_") and number}
+
+    def _countings(self) -> tuple[dict[str, int], tuple[str, ...]]:
+        return {**self._dropped(), **self.refused}, tuple(self.run.captures)
+
+    def keep_counts(self, now_s: float) -> None:
+        """Write down what was lost, where more was or another capture came, but not often.
+
+        A disk may take its time; labels do not wait for it.
+        """
+        busy = self._keeping is not None and self._keeping.is_alive()
+        if now_s < self._keep_at_s or self._countings() == self._kept or busy:
+            return
+        self._kept, self._keep_at_s = self._countings(), now_s + KEEP_EVERY_S
+        run = self.run.model_copy(update={"refused": dict(self.refused)}, deep=True)
+        self._keeping = threading.Thread(target=_keep, args=(self._paths[RUN_SUFFIX], run), name="keeping")
+        self._keeping.start()
+
     def status(self, now_s: float) -> CameraStatus:
         """How this camera is doing."""
         recent = [at_s for at_s in self._recent_s if now_s - at_s <= _FPS_OVER_S]
-        drops = {key: value for key, value in self.run.capture.items() if key.startswith("dropped_") and value}
+        drops = self._dropped()
         # What was neither dropped by capture nor refused here never came from the camera, or found no process.
         unserved = self._log.rows["gap"] - sum(drops.values()) - self.refused["disk_full"] - self.refused["size"]
         if unserved > 0:
@@ -202,10 +226,19 @@ class Lane:
         self.run.drift, self.run.drifted = self._drifted()
         stages = {"capture_to_label": self.latency, "capture_to_receive": self.on_the_way}
         self.run.timings = {f"{name}_{key}": ms for name, of in stages.items() for key, ms in of.summary().items()}
+        if self._keeping:
+            self._keeping.join()
         try:
             write_run(self._paths[RUN_SUFFIX], self.run)
         except OSError as error:
             raise Unwritable(self._paths[RUN_SUFFIX], error.strerror or str(error), error.errno) from error
+
+
+def _keep(path: Path, run: RunManifest) -> None:
+    try:
+        write_run(path, run)
+    except OSError as error:
+        _log.warning("%s: what was lost cannot be written down yet (%s)", path, error.strerror)
 
 
 def _rate_fps(recent_s: Sequence[float], now_s: float) -> float:
