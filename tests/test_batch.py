@@ -106,11 +106,11 @@ def test_a_crop_window_of_any_size_is_refused(box_video: Path, tmp_path: Path) -
 
 
 def test_a_folder_is_told_from_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(MbrError, match=r"this is a folder without files\. Give the recordings in it"):
+    with pytest.raises(MbrError, match=r"this is a folder; it holds no file\. Give the recordings in it"):
         batch_program([tmp_path], tmp_path / "out", DEMO_BUNDLE)
     for name in ("b.mp4", "a.mp4"):
         (tmp_path / name).touch()
-    with pytest.raises(MbrError, match=r"a folder of 2 files, such as a\.mp4\. Give .*/\*\.mp4"):
+    with pytest.raises(MbrError, match=r"it holds a\.mp4 and 1 more\. Give .*/\*\.mp4"):
         batch_program([tmp_path], tmp_path / "out", DEMO_BUNDLE)
 
 

@@ -80,8 +80,9 @@ def jobs_of(paths: Sequence[Path], join: str | None) -> list[Job]:
 
 def _of_folder(path: Path) -> MbrError:
     files = sorted(each.name for each in path.iterdir() if each.is_file())
-    found = f"of {len(files)} files, such as {files[0]}" if files else "without files"
-    return MbrError(f"{path}: this is a folder {found}. Give the recordings in it, such as {path / '*.mp4'}.")
+    others = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    found = f"it holds {files[0]}{others}" if files else "it holds no file"
+    return MbrError(f"{path}: this is a folder; {found}. Give the recordings in it, such as {path / '*.mp4'}.")
 
 
 def check_writable(out: Path) -> None:
