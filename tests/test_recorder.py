@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from contextlib import closing
@@ -91,6 +92,27 @@ def test_what_a_killed_process_left_is_closed_by_the_next(tmp_path: Path) -> Non
         frames[max(tick for tick in kept if tick < 14)].time_ns, (tmp_path / "cage.10.mkv").stat().st_size,
     )  # fmt: skip
     same(found, [frame for frame in frames if frame.index in kept])
+
+
+@pytest.mark.parametrize("rows", [13, 7, 0])
+def test_pictures_whose_rows_were_lost_shift_no_others(
+    rows: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A power cut after which the disk has 20 pictures and fewer rows, and the process that goes on."""
+    frames = films(range(45))
+    journal = tmp_path / "cage.frames.csv"
+    record(tmp_path, frames[:20])
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[: 1 + rows]))
+    record(tmp_path, frames[30:])
+    recording = Recording(journal)
+    found = list(recording.frames("cage"))
+    assert [frame.index for frame in found] == [*range(rows), *range(30, 45)]
+    for frame in found:
+        assert np.array_equal(frame.pixels, frames[frame.index].pixels)
+        assert frame.time_ns == frames[frame.index].time_ns
+    said = [message for message in caplog.messages if "left out" in message]
+    assert sum(int(re.findall(r"last (\d+) pictures", message)[0]) for message in said) == 20 - rows
+    assert [frame.index for frame in recording.frames("cage", from_frame=41)] == [*range(40, 45)]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 0.99])
