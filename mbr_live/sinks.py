@@ -357,12 +357,16 @@ def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
     `durable`: so it is after a power cut too, and this takes as long as the disk does. Else the file may be empty then.
     """
     part = path.with_name(path.name + PART_SUFFIX)
-    with part.open("w") as file:
-        file.write(text)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def write_run(path: Path, run: RunManifest) -> None:
