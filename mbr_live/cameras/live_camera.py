@@ -21,7 +21,7 @@ from mbr_live.cameras.reader import Chosen, Reader, SourceEnded
 from mbr_live.config import Camera, VideoSource
 from mbr_live.stages.sampler import SamplerState
 from mbr_live.types import RATE_FPS
-from mbr_live.wire import MAX_DETAIL, CameraReport
+from mbr_live.wire import MAX_DETAIL, CameraReport, check_size
 
 FIRST_FRAME_WITHIN_S = 15.0  # of opening: some cameras send a picture to begin with only every ten seconds
 CLOSE_WITHIN_S = 1.5
@@ -223,6 +223,7 @@ class LiveCamera:
                 f"camera {self._camera.name}: pictures of {width} x {height} px, the session began with "
                 f"{began.width_px} x {began.height_px} px. Set the camera back, or begin a session in another folder.",
             )
+        check_size(self._camera.name, width, height)
 
     def _lose(self, error: CameraLost) -> None:
         now_s = time.monotonic()
