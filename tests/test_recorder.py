@@ -18,7 +18,7 @@ from mbr_live.label_log import read_labels
 from mbr_live.live.capture import Journal
 from mbr_live.live.run import System
 from mbr_live.sinks import read_run
-from mbr_live.types import Frame
+from mbr_live.types import Frame, MbrError
 from mbr_live.video.recorder import Form, Recorder
 from mbr_live.video.segments import INDEX_SUFFIX, Segment, part_of, read_index, segments_of
 from mbr_live.video.sources import Recording
@@ -130,6 +130,20 @@ def test_a_segment_that_was_cut_off_ends_where_it_ends(share: float, tmp_path: P
     found = list(Recording(tmp_path / "cage.frames.csv").frames("cage"))
     assert len(found) == row.last_frame + 1 <= 10 * share + 1
     same(found, frames[: len(found)])
+
+
+def test_a_segment_that_was_cut_off_as_it_began_holds_nothing(tmp_path: Path) -> None:
+    """At whatever byte of its header; what was recorded before can be labelled."""
+    frames = films(range(11))
+    record(tmp_path, frames, end=False)
+    part = part_of(tmp_path / "cage.10.mkv")
+    header = part.read_bytes()
+    for size in range(0, len(header) + 1, 20):
+        part.write_bytes(header[:size])
+        same(list(Recording(tmp_path / "cage.frames.csv").frames("cage")), frames[:10])
+    (tmp_path / "cage.0.mkv").unlink()
+    with pytest.raises(MbrError, match="none of which holds a picture"):
+        Recording(tmp_path / "cage.frames.csv")
 
 
 def test_h264_is_small_and_close(tmp_path: Path) -> None:

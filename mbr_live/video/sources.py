@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mbr_live.stages.sampler import SamplerState, sample
 from mbr_live.types import Frame, Image, MbrError, SourceFrame
-from mbr_live.video.segments import first_tick_of, segments_of
+from mbr_live.video.segments import first_tick_of, is_empty, is_part, segments_of
 
 JOURNAL_SUFFIX = ".frames.csv"
 JOURNAL_HEADER = "frame,source_frame,time_ns"
@@ -201,11 +201,11 @@ class Recording:
         self.name = journal.name.removesuffix(JOURNAL_SUFFIX)
         self.segments = segments_of(journal.parent, self.name)
         first, last = journal_ends(journal)
-        if first is None or last is None or not self.segments:
+        if first is None or last is None or all(map(is_empty, self.segments)):
+            what = "a journal without rows" if first is None else "none of which holds a picture"
             raise MbrError(
-                f"{journal}: found {len(self.segments)} recorded segments beside a journal that is "
-                f"{'empty' if first is None else 'not'}. Expected a session with pictures. Set record = 'lossless' for "
-                "this camera in the configuration of the live run."
+                f"{journal}: found {len(self.segments)} recorded segments, {what}. Expected a session with pictures. "
+                "Set record = 'lossless' for this camera in the configuration of the live run."
             )
         self.origin_ns, self.last_index = first[2], last[0]
 
@@ -364,7 +364,11 @@ def _last_period_ns(times_ns: list[int]) -> int:
 
 
 def _segment_pictures(segment: Path) -> Iterator[Image]:
-    """The pictures of one segment; the end of a segment that was cut off by a crash is simply its end."""
+    """The pictures of one segment; the end of a segment that was cut off by a crash is simply its end, and one that was
+    cut off before its first picture has none.
+    """
+    if is_part(segment) and is_empty(segment):
+        return
     colours = VideoReformatter()
     with _opened(segment) as container:
         for decoded in container.decode(video=0):
