@@ -142,7 +142,7 @@ def test_a_segment_that_was_cut_off_as_it_began_holds_nothing(tmp_path: Path) ->
         part.write_bytes(header[:size])
         same(list(Recording(tmp_path / "cage.frames.csv").frames("cage")), frames[:10])
     (tmp_path / "cage.0.mkv").unlink()
-    with pytest.raises(MbrError, match="none of which holds a picture"):
+    with pytest.raises(MbrError, match="no pictures beside it"):
         Recording(tmp_path / "cage.frames.csv")
 
 
@@ -201,6 +201,26 @@ def test_with_too_little_room_recording_stops_and_goes_on_later(small_disk: Path
     assert (recorder.recorded, recorder.unrecorded) == (40, 20)
     ticks = [frame.index for frame in Recording(small_disk / "cage.frames.csv").frames("cage")]
     assert ticks == [*range(20), *range(40, 60)]
+
+
+def test_files_that_grow_too_old_make_room_where_there_was_none(small_disk: Path) -> None:
+    now_s = 0.0
+    settings = config.Recording(segment_minutes=1 / 60, min_free_gb=0.015, keep_days=7)
+    recorder = Recorder(small_disk, "cage", "lossless", settings, clock_s=lambda: now_s)
+    with closing(Journal(small_disk / "cage.frames.csv")) as journal:
+        for frame in films(range(60), side=2400):  # 14 MB of 40 in the first thirty
+            now_s += 10.0
+            if frame.index == 30:
+                (small_disk / "ballast").write_bytes(bytes(15_000_000))
+            if frame.index == 40:
+                for path in segments_of(small_disk, "cage"):
+                    os.utime(path, (0, 0))
+            journal.note(frame)
+            recorder.keep(frame)
+    recorder.close()
+    ticks = [frame.index for frame in Recording(small_disk / "cage.frames.csv").frames("cage")]
+    assert ticks and ticks == list(range(ticks[0], 60)) and 40 <= ticks[0] <= 46  # it looks once a minute
+    assert (recorder.recorded, recorder.unrecorded) == (30 + len(ticks), ticks[0] - 30)
 
 
 def test_a_disk_that_refuses_a_picture_costs_that_picture(small_disk: Path) -> None:

@@ -202,10 +202,10 @@ class Recording:
         self.segments = segments_of(journal.parent, self.name)
         first, last = journal_ends(journal)
         if first is None or last is None or all(map(is_empty, self.segments)):
-            what = "a journal without rows" if first is None else "none of which holds a picture"
+            lacking = "no frames in it" if first is None else "no pictures beside it"
             raise MbrError(
-                f"{journal}: found {len(self.segments)} recorded segments, {what}. Expected a session with pictures. "
-                "Set record = 'lossless' for this camera in the configuration of the live run."
+                f"{journal}: found {lacking}. Expected a session with pictures. Set record = 'lossless' for this "
+                "camera in the configuration of the live run."
             )
         self.origin_ns, self.last_index = first[2], last[0]
 
