@@ -41,8 +41,8 @@ from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.evaluation.comparison import Compared, Truth, compare
 from mbr_live.evaluation.program import truths
 from mbr_live.label_log import LABELS_SUFFIX
+from mbr_live.progress import bars
 from mbr_live.training import fitting
-from mbr_live.training.bars import bars
 from mbr_live.training.card import card_text, score_table
 from mbr_live.training.fitting import Fitted, Validated
 from mbr_live.training.merging import Merged, Weights, check_mergeable, merge

@@ -192,10 +192,10 @@ class Recording:
         self.segments = segments_of(journal.parent, self.name)
         first, last = journal_ends(journal)
         if first is None or last is None or not self.segments:
+            lacking = "no frames in it" if first is None else "no pictures beside it: the camera was not recorded"
             raise MbrError(
-                f"{journal}: found {len(self.segments)} recorded segments beside a journal that is "
-                f"{'empty' if first is None else 'not'}. Expected a session with pictures. Set record = 'lossless' for "
-                "this camera in the configuration of the live run."
+                f"{journal}: found {lacking}. Expected a session with pictures. Set record = 'lossless' for this "
+                "camera in the configuration of the live run."
             )
         self.origin_ns, self.last_index = first[2], last[0]
 
@@ -326,7 +326,8 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
         ) from error
     with container:
         if not container.streams.video:
-            raise MbrError(f"{path}: the file has no video stream, only {len(container.streams)} other streams.")
+            found = " and ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+            raise MbrError(f"{path}: the file has no video stream, only {found}. Give the file that has the pictures.")
         yield container
 
 
