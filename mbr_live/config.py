@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mbr_live.label_segments import Rotation
-from mbr_live.trigger_config import Output, Trigger, Watchdog, anchored_output, anchored_trigger, check_names
+from mbr_live.mistakes import mistakes
+from mbr_live.trigger_config import Output, Trigger, Watchdog, anchored_output, anchored_trigger, check_names, named
 from mbr_live.types import DEFAULT_ENGINE, EngineWish, MbrError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -51,6 +52,7 @@ def _network(*schemes: str) -> Callable[[str], str]:
     return checked
 
 
+camera_name = named("._-")
 Endpoint = Annotated[str, AfterValidator(_address)]
 
 
@@ -147,7 +149,7 @@ class Loss(_Section):
 class Camera(_Section):
     """One camera: where its frames come from, and what belongs to it."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+    name: Annotated[str, AfterValidator(camera_name), Field(max_length=64)]
     source: Annotated[CameraSource, Field(discriminator="kind")]
     stall_s: Annotated[float, Field(ge=0.5, le=60)] = 2.0  # without a frame for so long, it is opened anew
     record: Literal["off", "h264", "lossless"] = "off"  # keep the 10 fps frames
@@ -248,6 +250,14 @@ class Config(_Section):
         check_names(timed, self.trigger, self.output)
         return self
 
+    @property
+    def aside(self) -> tuple[str, ...]:
+        """The processes that look on, and that no label waits for; by the names of their commands."""
+        wanted = {
+            "monitor": self.monitor, "store": self.store, "clips": self.recording.clips, "parquet": self.labels.parquet,
+        }  # fmt: skip
+        return tuple(name for name, is_wanted in wanted.items() if is_wanted)
+
     def camera_named(self, name: str) -> Camera:
         """The camera `name`; MbrError when there is none."""
         for camera in self.camera:
@@ -260,20 +270,22 @@ class Config(_Section):
 def load_config(path: Path) -> Config:
     """Read and check a configuration (TOML, or JSON as a running system keeps it); MbrError says what is wrong.
 
-    Relative paths in it are relative to its folder.
+    Relative paths in it are relative to its folder; what is returned has absolute ones, since the processes of a system
+    read it from another folder.
     """
+    kind, loads = ("JSON", json.loads) if path.suffix == ".json" else ("TOML", tomllib.loads)
     try:
-        text = path.read_text()
-        document = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        document = loads(path.read_text())
     except OSError as error:
         raise MbrError(f"{path}: the configuration cannot be read ({error.strerror}). Check the name.") from error
     except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise MbrError(f"{path}: the configuration is not {path.suffix[1:].upper()} ({error}). Mend it.") from error
+        raise MbrError(f"{path}: the configuration is not {kind} ({error}). Mend it, or give another file.") from error
     try:
         config = Config.model_validate(document)
     except ValidationError as error:
-        raise MbrError(_explained(path, error)) from error
-    return _anchored(config, path.parent)
+        wrong = "; ".join(mistakes(document, error))
+        raise MbrError(f"{path}: {wrong}. Mend the configuration; docs/configuration.md lists every key.") from error
+    return _anchored(config, path.absolute().parent)
 
 
 def _anchored(config: Config, folder: Path) -> Config:
@@ -296,16 +308,3 @@ _AnySection = TypeVar("_AnySection", bound=_Section)
 def _with_paths_in(section: _AnySection, folder: Path) -> _AnySection:
     paths = {key: folder / value for key, value in section if isinstance(value, Path)}
     return section.model_copy(update=paths)
-
-
-def _explained(path: Path, error: ValidationError) -> str:
-    """File, key, value and what is allowed, for every mistake at once."""
-    lines = []
-    for mistake in error.errors(include_url=False):
-        key = ".".join(str(part) for part in mistake["loc"]) or "the file as a whole"
-        what = "is not a key that this program knows" if mistake["type"] == "extra_forbidden" else mistake["msg"]
-        found = "" if mistake["type"] in ("missing", "extra_forbidden") else f" (found {mistake['input']!r:.80})"
-        if isinstance(mistake["input"], dict):
-            found = ""  # a whole table says nothing that the message does not
-        lines.append(f"{key}: {what.removeprefix('Value error, ')}{found}")
-    return f"{path}: {'; '.join(lines)}. Mend the configuration; docs/configuration.md lists every key."

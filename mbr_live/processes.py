@@ -18,6 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 SUPERVISOR_VARIABLE = "MBR_LIVE_SUPERVISOR"
+EXIT_FAILED = 1  # trying again may help
 EXIT_USER_ERROR = 2  # something that trying again does not mend
 RESTARTS_PER_MINUTE = 5
 _LOOK_EVERY_S = 0.5

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from datetime import time
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -12,7 +13,19 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 PULSED = ("onset", "offset", "lasting")
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=64)]
+
+def named(signs: str) -> Callable[[str], str]:
+    """A check of a name, which becomes part of names of files: letters, digits and some signs."""
+
+    def checked(name: str) -> str:
+        if not re.fullmatch(f"[A-Za-z0-9][A-Za-z0-9{re.escape(signs)}]*", name):
+            raise ValueError(f"expected letters from A to Z, digits and {' '.join(signs)}, no sign first")
+        return name
+
+    return checked
+
+
+Name = Annotated[str, AfterValidator(named("_-")), Field(max_length=64)]
 Behaviours = tuple[Annotated[str, Field(max_length=40)], ...]
 Duration = Annotated[float, Field(gt=0, le=3600)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -220,10 +233,22 @@ def check_names(cameras: Mapping[str, bool], triggers: Sequence[Trigger], output
             raise ValueError(
                 f"trigger {trigger.name}: a played file has no time of day; leave out daily_from, daily_to"
             )
-    places = [(o.port, o.line) for o in outputs if isinstance(o, SerialOutput)]
+    _check_boxes([output for output in outputs if isinstance(output, SerialOutput)])
+
+
+def _check_boxes(outputs: Sequence[SerialOutput]) -> None:
+    places = [(output.port, output.line) for output in outputs]
     if twice_used := sorted({place for place in places if places.count(place) > 1}):
         port, line = twice_used[0]
         raise ValueError(f"two outputs use line {line} of {port}; name one output in both triggers instead")
+    by_port: dict[str, SerialOutput] = {}
+    for output in outputs:
+        first = by_port.setdefault(output.port, output)
+        if first.baud != output.baud:
+            raise ValueError(
+                f"outputs {first.name} and {output.name} are lines of one box at {output.port}, but baud is "
+                f"{first.baud} and {output.baud}; give both that of the board's sketch"
+            )
 
 
 def anchored_trigger(trigger: Trigger, folder: Path) -> Trigger:

@@ -15,10 +15,12 @@ from mbr_live.stages.decide import Bout
 from mbr_live.wire import free_endpoint
 
 
-def mbr_live(*arguments: str | Path, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def mbr_live(
+    *arguments: str | Path, timeout_s: float = 120, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run `mbr-live` to its end."""
     command = [sys.executable, "-m", "mbr_live", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=cwd)
 
 
 def system_config(out: Path, *cameras: Camera) -> Config:

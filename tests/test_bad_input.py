@@ -197,9 +197,14 @@ def test_a_port_in_use(busy_port: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        ("recrd = true", ["camera.0.recrd", "not a key"]),
-        ("window_px = 'wide'", ["camera.0.window_px", "'wide'"]),
-        ("[camera.loss]\nfraction = 2", ["camera.0.loss.fraction", "less than 1"]),
+        ("recrd = true", ["camera 'cage'.recrd", "not a key"]),
+        ("window_px = 'wide'", ["camera 'cage'.window_px", "'wide'"]),
+        ("[camera.loss]\nfraction = 2", ["camera 'cage'.loss.fraction", "less than 1"]),
+        ('[[camera]]\nname = "Käfig 2"\nsource = { kind = "simulated" }', ["camera 'Käfig 2'.name", "A to Z, digits"]),
+        (
+            '[[camera]]\nsource = { kind = "simulated", seeds = 2 }',
+            ["camera 2.name: is missing", "camera 2.source.seeds"],
+        ),
         ('[[camera]]\nname = "cage"\nsource = { kind = "simulated" }', ["more than one camera", "cage"]),
         ('[[camera]]\nname = "b"\nsource = { kind = "telepathy" }', ["telepathy", "simulated"]),
     ],
@@ -228,3 +233,42 @@ def test_a_replay_into_a_used_folder(box_video: Path, tmp_path: Path) -> None:
     (tmp_path / "box.labels.csv").write_text("something\n")
     explained(mbr_live("replay", box_video, "--out", tmp_path, "--plain"), "box", "empty folder")
     assert (tmp_path / "box.labels.csv").read_text() == "something\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("Käfig 1.mp4", ["Käfig 1", "A to Z"]), ("other/box.mp4", ["box", "apart"])]
+)
+def test_a_replay_whose_cameras_cannot_have_the_names_of_its_files(
+    name: str, words: list[str], box_video: Path, tmp_path: Path
+) -> None:
+    second = tmp_path / name
+    second.parent.mkdir(exist_ok=True)
+    shutil.copy(box_video, second)
+    explained(mbr_live("replay", box_video, second, "--out", tmp_path / "out"), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_positions_take_the_place_of_positions_alone(box_video: Path, tmp_path: Path) -> None:
+    video = Path(shutil.copy(box_video, tmp_path / "box.mp4"))
+    explained(mbr_live("locate", video, "--out", video), "box.mp4", "holds no positions")
+    assert video.read_bytes() == box_video.read_bytes()
+    explained(mbr_live("locate", video, "--out", tmp_path), "folder", "positions.csv")
+    for _ in range(2):
+        assert mbr_live("locate", video, "--out", tmp_path / "positions.csv").returncode == 0
+
+
+@pytest.mark.parametrize("program", ["locate", "simulate"])
+def test_a_place_that_cannot_be_written(program: str, box_video: Path, tmp_path: Path) -> None:
+    file = tmp_path / "taken"
+    file.write_text("a file, where a folder is wanted")
+    given = [box_video] if program == "locate" else ["--minutes", "0.01"]
+    explained(mbr_live(program, *given, "--out", file / "deeper" / "out"), "taken", "Check the name")
+
+
+def test_an_unknown_condition_leaves_no_folder(tmp_path: Path) -> None:
+    explained(mbr_live("simulate", "--condition", "bax", "--out", tmp_path / "out"), "bax", "box")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_configuration_that_is_none(box_video: Path) -> None:
+    explained(mbr_live("run", box_video), "not TOML")

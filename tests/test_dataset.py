@@ -183,7 +183,7 @@ def test_clips_whose_session_is_not_known_can_be_left_out(clips: Path) -> None:
         ("[[folders]]\nvideos = '*.mp4'\ngroup_pattern = '(m)'\n", "is not in its name"),
         (CLIPS, "window_px"),
         (CLIPS.replace("rearing =", "flying ="), "flying"),
-        (entry("a.mp4", format="excel"), r"recordings\.0\.format"),
+        (entry("a.mp4", format="excel"), r"recordings 'a\.mp4'\.format.*found 'excel'"),
     ],
 )
 def test_dataset_files_that_are_refused(two: Path, clips: Path, entries: str, message: str) -> None:

@@ -149,6 +149,18 @@ def test_ctrl_c_ends_a_run_in_order(tmp_path: Path) -> None:
     assert run.timings["capture_to_label_p99_ms"] > 0
 
 
+def test_a_configuration_is_given_as_seen_from_here(tmp_path: Path) -> None:
+    config = system_config(Path("results"), simulated("cage"))
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    (folder / "system.json").write_text(config.model_dump_json())
+    done = mbr_live("run", Path("lab") / "system.json", "--plain", "--seconds", "4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert str(folder / "results") in done.stdout
+    assert (folder / "results" / "cage.labels.csv").exists()
+    assert {path.name for path in tmp_path.rglob("*.labels.csv")} == {"cage.labels.csv"}
+
+
 def test_processes_end_with_a_supervisor_that_was_killed(tmp_path: Path) -> None:
     config = system_config(tmp_path / "live", simulated("cage"))
     (tmp_path / "system.json").write_text(config.model_dump_json())
@@ -168,10 +180,15 @@ def test_processes_end_with_a_supervisor_that_was_killed(tmp_path: Path) -> None
 
 def test_a_session_goes_on_in_its_folder(tmp_path: Path) -> None:
     """Stopped and started again: the same files, one grid of ticks, the pause as a gap."""
+    log, before = tmp_path / "live" / "cage.labels.csv", 0
     for _ in range(2):
         with System(system_config(tmp_path / "live", simulated("cage"))):
-            time.sleep(3)
-    rows = list(read_labels(tmp_path / "live" / "cage.labels.csv"))
+            deadline_s = time.monotonic() + 60
+            while not log.exists() or len(list(read_labels(log))) < before + 15:
+                assert time.monotonic() < deadline_s
+                time.sleep(0.2)
+        before = len(list(read_labels(log)))
+    rows = list(read_labels(log))
     assert [row.index for row in rows] == list(range(len(rows)))
     pause = [row.index for row in rows if row.status == "gap"]
     assert pause

@@ -163,7 +163,7 @@ def replay(
     videos: Videos,
     out: Out,
     bundle: BundleOption = DEMO_BUNDLE,
-    speed: Annotated[float, typer.Option(help="Times real time.")] = 1.0,
+    speed: Annotated[float, typer.Option(min=0.01, max=1000, help="Times real time.")] = 1.0,
     drop: Annotated[float, typer.Option(min=0.0, max=0.99, help="Fraction of the frames to lose on the way.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Which frames are lost.")] = 0,
     window_px: WindowPx = None,

@@ -92,7 +92,7 @@ def tune(
     dataset: DatasetFile,
     out: Annotated[Path, typer.Option("--out", help="Folder of the study; one that was interrupted goes on.")],
 ) -> None:
-    """Search for the settings of the best model, as [tune] in the dataset file says (needs the extra `train`)."""
+    """Search for the settings of the best model, as the dataset file says under `tune` (needs the extra `train`)."""
     with extra("train", "tune"):
         from mbr_live.training.tune import tune_program
     tune_program(dataset, out)

@@ -49,6 +49,7 @@ from mbr_live.datasets.recordings import (
 from mbr_live.datasets.search_space import TuneSettings
 from mbr_live.datasets.settings import BehaviourSpec, ModelSettings, ProblemLevels, SplitSettings, TrainingSettings
 from mbr_live.datasets.splits import Fold, Split
+from mbr_live.mistakes import mistakes
 from mbr_live.simulation import camera as simulate
 from mbr_live.stages import sampler
 from mbr_live.types import RATE_FPS, UNKNOWN, MbrError
@@ -178,15 +179,14 @@ class Dataset(Section):
 def read_dataset(path: Path) -> Dataset:
     """Read and check a dataset file; raises MbrError with what is wrong."""
     try:
-        dataset = Dataset.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        dataset = Dataset.model_validate(document)
     except OSError as error:
         raise MbrError(f"Dataset {path} can not be read ({error.strerror}). Check the path.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise MbrError(f"Dataset {path} is not TOML: {error}. Mend that line.") from error
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise MbrError(f"Dataset {path}: {where}: {first['msg']}. Mend that entry.") from error
+        raise MbrError(f"Dataset {path}: {'; '.join(mistakes(document, error))}. Mend that entry.") from error
     try:
         specs = _specs_of(dataset, path.parent / dataset.root)
     except MbrError as error:

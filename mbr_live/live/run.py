@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 from mbr_live.bundle import check_live, load_bundle
-from mbr_live.config import Camera, Config, Loss, VideoSource, Wire
+from mbr_live.config import Camera, Config, Loss, VideoSource, Wire, camera_name
 from mbr_live.keys import load_keys
 from mbr_live.label_log import LABELS_SUFFIX
 from mbr_live.live.checks import refuse_errors, start_checks
@@ -67,15 +67,9 @@ class System:
             )
             for camera in config.camera
         ]
-
-        aside = {
-            "monitor": config.monitor, "store": config.store, "clips": config.recording.clips,
-            "parquet": config.labels.parquet,
-        }  # fmt: skip
         self.aside = [
             Child(name, (name, str(self.config_path)), logs / f"{name}.log", restarts_per_minute)
-            for name, wanted in aside.items()
-            if wanted
+            for name in config.aside
         ]
         # Its own process: what triggers do must not hold up labels.
         output = Child("output", ("output", str(self.config_path)), logs / "output.log", restarts_per_minute)
@@ -189,8 +183,13 @@ def replay_config(
     window_px: int | None = None,
 ) -> Config:
     """The configuration that plays video files as live cameras, one camera per file, named like it."""
+    by_name: dict[str, Path] = {}
     for video in videos:
         VideoFile(video)  # what is not a video is an error before anything starts
+        _check_camera_name(video)
+        if video.stem in by_name:
+            raise MbrError(f"{video}: its camera would have the name of {by_name[video.stem]}. Replay the two apart.")
+        by_name[video.stem] = video
         if (out / f"{video.stem}{LABELS_SUFFIX}").exists():
             raise MbrError(f"{out}: holds labels of {video.stem} already. Give an empty folder with --out.")
     cameras = tuple(
@@ -206,3 +205,13 @@ def replay_config(
     return Config(
         out=out.resolve(), bundle=bundle.resolve(), calibration=out.resolve() / "calibration", wire=wire, camera=cameras
     )
+
+
+def _check_camera_name(video: Path) -> None:
+    try:
+        camera_name(video.stem)
+    except ValueError as error:
+        raise MbrError(
+            f"{video}: a replay has a camera of the name of the file, {video.stem!r}, but: {error}. Give a link to it "
+            "that has such a name."
+        ) from error

@@ -19,6 +19,8 @@ _log = logging.getLogger(__name__)
 def parquet_program(folders: Sequence[Path]) -> None:
     """Convert what is there; MbrError for a folder without closed segments."""
     for folder in folders:
+        if not folder.is_dir():
+            raise MbrError(f"parquet: {folder} is no folder. Give the folder that holds the label logs of a live run.")
         if not any(folder.glob("*.labels/*.csv")):
             raise MbrError(
                 f'parquet: {folder} has no closed label files. They are made by a live run with labels.rotate = "hour" '

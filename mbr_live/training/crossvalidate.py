@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mbr_live.batch.batch import Job, run_job
@@ -33,8 +34,8 @@ from mbr_live.evaluation.comparison import LabelFolder, Truth
 from mbr_live.evaluation.metrics import BinaryScores, Evaluation
 from mbr_live.evaluation.program import truth_of, write_report
 from mbr_live.label_log import LABELS_SUFFIX
+from mbr_live.progress import bars
 from mbr_live.sinks import RUN_SUFFIX, read_run, write_atomically
-from mbr_live.training.bars import bars
 from mbr_live.training.extractors import file_hash
 from mbr_live.training.train import train_on
 from mbr_live.types import UNKNOWN, MbrError
@@ -248,7 +249,7 @@ def _tables(evaluation: Evaluation) -> Iterator[Table]:
         each = Table("recording", "group", *(f"F1 {name}" for name in evaluation.behaviours), title="Recordings")
         for recording in model.recordings:
             shown = (_shown_figure(recording.behaviours[name].frames.f1) for name in evaluation.behaviours)
-            each.add_row(recording.recording, recording.group, *shown)
+            each.add_row(escape(recording.recording), escape(recording.group), *shown)
         yield each
 
 

@@ -41,8 +41,8 @@ from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.evaluation.comparison import Compared, Truth, compare
 from mbr_live.evaluation.program import truths
 from mbr_live.label_log import LABELS_SUFFIX
+from mbr_live.progress import bars
 from mbr_live.training import fitting
-from mbr_live.training.bars import bars
 from mbr_live.training.card import card_text, score_table
 from mbr_live.training.fitting import Fitted, Validated
 from mbr_live.training.merging import Merged, Weights, check_mergeable, merge
@@ -191,12 +191,12 @@ def _stretches(compared: Compared, max_gap_frames: int) -> Iterator[Validated]:
     """The labelled ticks of a log, cut where the pipeline began anew."""
     known: NDArray[np.bool_] = np.logical_not(np.isnan(compared.probabilities).any(axis=1))
     name = compared.truth.group if compared.truth.clip else compared.truth.recording
-    logits, truth = _logits(compared), _truth(compared)
+    logits = _logits(compared)
     cuts = [start for start, stop in runs(known.view(np.int8), 0).tolist() if stop - start > max_gap_frames]
     for rows in np.split(np.arange(len(known)), cuts):
         chosen = rows[known[rows]]
         if len(chosen):
-            yield Validated(name, logits[chosen], truth[chosen])
+            yield Validated(name, logits[chosen], compared.marks[chosen], compared.judged[chosen])
 
 
 def _mean_behaviours(bundles: Sequence[Bundle]) -> tuple[Behaviour, ...]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from mbr_live.config import Config
+from mbr_live.label_log import LABELS_SUFFIX, logged_behaviours
+from mbr_live.label_segments import closed_segments
 from mbr_live.processes import repeat
+from mbr_live.progress import tracked
 from mbr_live.types import MbrError
-from mbr_live.video.clips import CLIPS_FOLDER, clips_of, cut, recordings_in
+from mbr_live.video.clips import CLIPS_FOLDER, clips_of, cut, is_recorded, recordings_in
 
 FOLLOW_EVERY_S = 10.0
 
@@ -19,15 +21,29 @@ _log = logging.getLogger(__name__)
 
 def clips_program(folder: Path, out: Path, behaviours: list[str], *, pre_s: float, post_s: float) -> None:
     """Cut all clips of a folder of logs, with a progress bar."""
-    wanted = [clip for name in recordings_in(folder) for clip in clips_of(folder, name, behaviours, pre_s, post_s)]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as bars:
-        bar = bars.add_task("clips", total=sum(not (out / clip.file_name).exists() for clip in wanted))
-        written = 0
-        for _ in cut(folder, wanted, out):
-            written += 1
-            bars.advance(bar)
+    names = recordings_in(folder)
+    _check_known(behaviours, folder, names)
+    recorded = [name for name in names if is_recorded(folder, name)]
+    if not recorded:
+        raise MbrError(
+            f"clips: {folder} holds no pictures: {', '.join(names)} not recorded. Set record = 'lossless' or 'h264' "
+            "in the configuration of the live run."
+        )
+    wanted = [clip for name in recorded for clip in clips_of(folder, name, behaviours, pre_s, post_s)]
+    missing = sum(not (out / clip.file_name).exists() for clip in wanted)
+    written = sum(1 for _ in tracked(cut(folder, wanted, out), "clips", missing))
     print(f"{written} new clips in {out}; {len(wanted)} bouts")
+    for name in sorted({*names} - {*recorded}):
+        print(f"{name} was not recorded: no clips")
+
+
+def _check_known(behaviours: Sequence[str], folder: Path, recordings: Sequence[str]) -> None:
+    logs = (folder / f"{name}{LABELS_SUFFIX}" for name in recordings)
+    known = {behaviour for log in logs if log.exists() or closed_segments(log) for behaviour in logged_behaviours(log)}
+    unknown = [name for name in behaviours if name not in known]
+    if unknown:
+        of, only = ", ".join(unknown), ", ".join(sorted(known))
+        raise MbrError(f"clips: {folder} holds no labels of {of}, only of {only}. Check the name.")
 
 
 def follow_clips_program(config: Config) -> None:
