@@ -115,6 +115,18 @@ def test_pictures_whose_rows_were_lost_shift_no_others(
     assert [frame.index for frame in recording.frames("cage", from_frame=41)] == [*range(40, 45)]
 
 
+def test_an_index_made_anew_gives_no_segment_the_rows_of_the_next(tmp_path: Path) -> None:
+    frames = films(range(55))
+    journal = tmp_path / "cage.frames.csv"
+    record(tmp_path, frames[:20])
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:14]))
+    record(tmp_path, frames[30:40])
+    (tmp_path / f"cage{INDEX_SUFFIX}").unlink()
+    record(tmp_path, frames[50:])
+    rows = read_index(tmp_path / f"cage{INDEX_SUFFIX}")
+    assert [(row.first_frame, row.last_frame) for row in rows] == [(0, 9), (10, 12), (30, 39), (50, 54)]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 0.99])
 def test_a_segment_that_was_cut_off_ends_where_it_ends(share: float, tmp_path: Path) -> None:
     frames = films(range(10))
