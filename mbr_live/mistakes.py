@@ -38,7 +38,7 @@ def _key(document: Any, place: Sequence[str | int]) -> str:
     for step, part in enumerate(place, start=1):
         if isinstance(part, int) and isinstance(document, list):
             document = document[part]
-            name = document.get("name") if isinstance(document, dict) else None
+            name = document.get("name", document.get("video")) if isinstance(document, dict) else None
             words[-1] += f" {name!r}" if isinstance(name, str) else f" {part + 1}"
         elif isinstance(document, dict) and (part in document or step == len(place)):
             document = document.get(part)

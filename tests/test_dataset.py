@@ -183,12 +183,30 @@ def test_clips_whose_session_is_not_known_can_be_left_out(clips: Path) -> None:
         ("[[folders]]\nvideos = '*.mp4'\ngroup_pattern = '(m)'\n", "is not in its name"),
         (CLIPS, "window_px"),
         (CLIPS.replace("rearing =", "flying ="), "flying"),
-        (entry("a.mp4", format="excel"), r"recordings\.0\.format"),
+        (entry("a.mp4", format="excel"), r"recordings 'a\.mp4'\.format.*found 'excel'"),
     ],
 )
 def test_dataset_files_that_are_refused(two: Path, clips: Path, entries: str, message: str) -> None:
     with pytest.raises(MbrError, match=message):
         lab(two, entries)
+
+
+@pytest.mark.parametrize(
+    ("named", "other", "message"),
+    [
+        ('"lab"', "my mice", r"dataset\.toml: name: .*'my mice' can not name a bundle"),
+        ('"lab"', "../lab", "can not name a bundle"),
+        ('"grooming"', "rearing mid", r"behaviours\.0\.name: .*'rearing mid' can not name a behaviour"),
+        ('"grooming"', "Grooming", "'Grooming' can not name a behaviour"),
+        ('"grooming"', "frame", "two columns frame"),
+        ('"grooming"', "p_rearing", "two columns p_rearing"),
+    ],
+)
+def test_names_that_no_bundle_can_have_are_found_before_the_training(
+    two: Path, named: str, other: str, message: str
+) -> None:
+    with pytest.raises(MbrError, match=message):
+        lab(two, TWO, HEAD.replace(named, f'"{other}"'), BEHAVIOURS.replace(named, f'"{other}"'))
 
 
 @pytest.mark.parametrize(
@@ -239,7 +257,7 @@ def test_problems_are_as_grave_as_the_dataset_file_says(two: Path) -> None:
         _, problems = annotated(spec, dataset)
         assert [problem.severity for problem in problems] == ([expected] if expected else [])
         if severity == "error":
-            with pytest.raises(MbrError, match=r"Recording a: a\.csv has 30 rows, the video 12 frames"):
+            with pytest.raises(MbrError, match=r"Recording a: a\.csv has labels of 30 frames, the video 12 frames"):
                 annotations_of(spec, dataset)
         else:
             assert annotations_of(spec, dataset).marks.shape == (30, 2)

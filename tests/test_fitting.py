@@ -38,7 +38,14 @@ def stretch(seed: int, frames: int = 300, name: str = "mouse", unknown: float = 
     lengths = rng.integers(3, 40, frames)
     truth = np.repeat(np.arange(frames) % 2, lengths)[:frames].astype(np.int8)
     logits = (3 * truth - 1.5 + rng.normal(0, 1.5, frames)).astype(np.float32)[:, None]
-    return Validated(name, logits, np.where(rng.random(frames) < unknown, UNKNOWN, truth)[:, None].astype(np.int8))
+    marks = np.where(rng.random(frames) < unknown, UNKNOWN, truth)[:, None].astype(np.int8)
+    return Validated(name, logits, marks, np.ones(frames, np.bool_))
+
+
+def marked(logits: NDArray[np.floating], marks: NDArray[np.int8], judged: NDArray[np.bool_] | None = None) -> Validated:
+    """One stretch of one behaviour."""
+    everywhere = np.ones(len(marks), np.bool_)
+    return Validated("a", logits.astype(np.float32)[:, None], marks[:, None], everywhere if judged is None else judged)
 
 
 # Calibration
@@ -150,18 +157,25 @@ def test_short_false_alarms_make_a_minimum_bout_and_short_pauses_a_bridge() -> N
         logits[[start + 10, start + 11, start + 25, start + 26]] = -3.0  # pauses of 0.2 s
         logits[start + 60 : start + 62] = 3.0  # a false alarm of 0.2 s
     spec = BehaviourSpec(name="rearing", min_bout_s="fit", bridge_s="fit")
-    (behaviour,) = fit(
-        [spec], "fit", "none", [Validated("a", logits.astype(np.float32)[:, None], truth[:, None])]
-    ).behaviours
+    (behaviour,) = fit([spec], "fit", "none", [marked(logits, truth)]).behaviours
     assert (behaviour.min_bout_s, behaviour.bridge_s) == (0.3, 0.2)
     # Unmarked frames, whatever the model says of them, change nothing.
     hidden = np.where(np.arange(400) < 200, truth, UNKNOWN).astype(np.int8)
     noise = np.where(np.arange(400) < 200, logits, np.random.default_rng(0).normal(0, 5, 400)).astype(np.float32)
-    half = [Validated("a", logits[:200].astype(np.float32)[:, None], truth[:200, None])]
-    assert (
-        fit([spec], "fit", "platt", [Validated("a", noise[:, None], hidden[:, None])]).behaviours
-        == fit([spec], "fit", "platt", half).behaviours
-    )
+    half = fit([spec], "fit", "platt", [marked(logits[:200], truth[:200])])
+    assert fit([spec], "fit", "platt", [marked(noise, hidden)]).behaviours == half.behaviours
+
+
+def test_durations_are_fitted_to_bouts_also_where_single_pictures_were_judged() -> None:
+    truth, logits = np.zeros(4000, np.int8), np.full(4000, -3.0)
+    for start in range(100, 3900, 200):
+        truth[start : start + 60] = 1
+        logits[start : start + 60] = 3.0
+    for still in range(0, 4000, 10):
+        logits[still + 5 : still + 8] = -3.0  # pauses of 0.3 s, between the judged pictures
+    spec = BehaviourSpec(name="grooming", min_bout_s="fit", bridge_s="fit")
+    (behaviour,) = fit([spec], "fit", "none", [marked(logits, truth, judged=np.arange(4000) % 10 == 0)]).behaviours
+    assert behaviour.bridge_s == 0.3
 
 
 def test_scores_are_of_the_calibrated_labels() -> None:
@@ -180,8 +194,8 @@ def test_scores_are_of_the_calibrated_labels() -> None:
 @pytest.mark.parametrize(
     ("line", "where"),
     [
-        ('min_bout_s = "guess"', "behaviours.0.min_bout_s"),
-        ("bridge_s = -1", "behaviours.0.bridge_s"),
+        ('min_bout_s = "guess"', "behaviours 'grooming'.min_bout_s"),
+        ("bridge_s = -1", "behaviours 'grooming'.bridge_s"),
         ('[training]\ncalibration = "isotonic"', "training.calibration"),
     ],
 )

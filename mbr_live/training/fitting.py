@@ -46,7 +46,13 @@ class Validated:
 
     recording: str  # or the group of a clip
     logits: NDArray[np.float32]  # [M, K]
-    truth: Marks  # [M, K]; UNKNOWN where nobody judged
+    marks: Marks  # [M, K] held between judgements; UNKNOWN where nobody judged
+    judged: NDArray[np.bool_]  # [M] the mark is somebody's judgement of this frame
+
+    @property
+    def truth(self) -> Marks:
+        """[M, K] of the judged frames; UNKNOWN in the others."""
+        return np.where(self.judged[:, None], self.marks, UNKNOWN).astype(np.int8)
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
@@ -69,7 +75,12 @@ class _Track:
     """One behaviour in one stretch."""
 
     probabilities: NDArray[np.float64]  # [M]
-    truth: Marks  # [M]
+    truth: Marks  # [M] of the judged frames
+    marks: Marks  # [M] held in between: bouts are made of these
+
+
+def _track(stretch: Validated, k: int) -> _Track:
+    return _Track(stretch.probabilities[:, k], stretch.truth[:, k], stretch.marks[:, k])
 
 
 def probabilities_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -91,7 +102,7 @@ def fit(
         logits = np.concatenate([stretch.logits[:, k] for stretch in validated])
         calibrations.append(fit_calibration(kind, logits[labelled], truth[labelled] == 1))
     calibrated = tuple(_calibrated(stretch, calibrations) for stretch in validated)
-    tracks = [[_Track(each.probabilities[:, k], each.truth[:, k]) for each in calibrated] for k in range(len(specs))]
+    tracks = [[_track(each, k) for each in calibrated] for k in range(len(specs))]
     grid = _ENTER_THRESHOLDS if kind == "none" else _CALIBRATED_THRESHOLDS
     behaviours = tuple(_decided(spec, rule, grid, of) for spec, of in zip(specs, tracks, strict=True))
     fits = tuple(
@@ -181,7 +192,7 @@ def _bout_f1(labels: Sequence[NDArray[np.bool_]], tracks: Sequence[_Track]) -> f
     """Of bouts that overlap by half of their union, as `evaluate` counts them."""
     matched, all_bouts = 0, 0
     for found, track in zip(labels, tracks, strict=True):
-        claimed, expected = map(bouts.bouts_of, bouts.comparable(found.astype(np.int8), track.truth))
+        claimed, expected = map(bouts.bouts_of, bouts.comparable(found.astype(np.int8), track.marks))
         matched += len(bouts.matched(expected, claimed, _BOUT_IOU))
         all_bouts += len(expected) + len(claimed)
     return 2 * matched / all_bouts if all_bouts else 0.0

@@ -14,7 +14,7 @@ from mbr_live.training import fitting
 from mbr_live.training.fitting import Validated
 from mbr_live.training.lessons import Lesson
 from mbr_live.training.temporal import TemporalModel
-from mbr_live.types import UNKNOWN, MbrError
+from mbr_live.types import MbrError
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,9 @@ def validate(
                 for window in windows(len(rows), temporal.receptive_field_frames)
             ]
             said = torch.cat(logits).numpy()
-        # Held to what was judged, as the logs of these recordings would be: `evaluate` finds the same.
+        # Frames and bouts are held to the truth as the logs of these recordings would be: `evaluate` finds the same.
         labelled = known & (np.cumsum(known) > warmup_frames)
-        truth = np.where(lesson.recording.judged[rows, None], lesson.recording.truth[rows], UNKNOWN).astype(np.int8)
-        truth = truth if of is None else truth[:, of]
-        validated.append(Validated(lesson.recording.subject, said[labelled], truth[labelled]))
+        recording, rows = lesson.recording, rows[labelled]
+        marks = recording.truth[rows] if of is None else recording.truth[rows][:, of]
+        validated.append(Validated(recording.subject, said[labelled], marks, recording.judged[rows]))
     return validated
