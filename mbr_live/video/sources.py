@@ -192,10 +192,10 @@ class Recording:
         self.segments = segments_of(journal.parent, self.name)
         first, last = journal_ends(journal)
         if first is None or last is None or not self.segments:
+            lacking = "no frames in it" if first is None else "no pictures beside it: the camera was not recorded"
             raise MbrError(
-                f"{journal}: found {len(self.segments)} recorded segments beside a journal that is "
-                f"{'empty' if first is None else 'not'}. Expected a session with pictures. Set record = 'lossless' for "
-                "this camera in the configuration of the live run."
+                f"{journal}: found {lacking}. Expected a session with pictures. Set record = 'lossless' for this "
+                "camera in the configuration of the live run."
             )
         self.origin_ns, self.last_index = first[2], last[0]
 
