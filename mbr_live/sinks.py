@@ -242,8 +242,12 @@ def _closed_on_error(log: SessionLog) -> Iterator[None]:
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text`: a reader sees the old file or the new one, never half of it."""
     part = path.with_name(path.name + PART_SUFFIX)
-    part.write_text(text)
-    part.replace(path)
+    try:
+        part.write_text(text)
+        part.replace(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def write_run(path: Path, run: RunManifest) -> None:
