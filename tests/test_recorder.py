@@ -158,6 +158,22 @@ def test_a_segment_that_was_cut_off_as_it_began_holds_nothing(tmp_path: Path) ->
         Recording(tmp_path / "cage.frames.csv")
 
 
+@pytest.mark.parametrize("size", [(49, 65), (48, 65), (49, 64)])
+@pytest.mark.parametrize("form", ["h264", "lossless"])
+def test_pictures_of_odd_sides_are_recorded(tmp_path: Path, form: Form, size: tuple[int, int]) -> None:
+    even = np.kron(np.random.default_rng(3).integers(0, 256, (7, 9, 1), np.uint8), np.ones((8, 8, 3), np.uint8))
+    frames = [Frame("cage", n, n, n * 100_000_000, 0, even[: size[0], : size[1]]) for n in range(5)]
+    recorder = record(tmp_path, frames, form=form)
+    assert (recorder.recorded, recorder.unrecorded) == (5, 0)
+    found = list(Recording(tmp_path / "cage.frames.csv").frames("cage"))
+    assert len(found) == 5
+    height, width = size if form == "lossless" else (48, 64)
+    for frame in found:
+        assert frame.pixels.shape == (height, width, 3)
+        off = np.abs(frame.pixels.astype(int) - frames[0].pixels[:height, :width]).mean()
+        assert off == 0 if form == "lossless" else off < 5
+
+
 def test_h264_is_small_and_close(tmp_path: Path) -> None:
     """Of a smooth picture; noise is what it throws away."""
     ramp = np.broadcast_to(np.linspace(40, 200, 64, dtype=np.uint8)[None, :, None], (48, 64, 3))

@@ -144,8 +144,9 @@ class Recorder:
             self._finish()
         if self._open is None:
             self._open = self._begun(frame, form)
-        picture = av.VideoFrame.from_ndarray(frame.pixels, format="rgb24")
-        self._open.container.mux(self._open.stream.encode(picture))
+        stream = self._open.stream
+        picture = av.VideoFrame.from_ndarray(frame.pixels[: stream.height, : stream.width], format="rgb24")
+        self._open.container.mux(stream.encode(picture))
         self._open = replace(
             self._open, row=replace(self._open.row, last_frame=frame.index, last_time_ns=frame.time_ns)
         )
@@ -200,7 +201,10 @@ class Recorder:
 def _stream(container: av.container.OutputContainer, pixels: Image, form: Form) -> VideoStream:
     codec, pixel_format, options = _OPTIONS[form]
     stream = cast(VideoStream, container.add_stream(codec, rate=Fraction(RATE_FPS)))
-    stream.height, stream.width, stream.pix_fmt = pixels.shape[0], pixels.shape[1], pixel_format
+    height, width = pixels.shape[:2]
+    if form == "h264":  # two rows and two columns share a colour: of odd sides the last is left out
+        height, width = height - height % 2, width - width % 2
+    stream.height, stream.width, stream.pix_fmt = height, width, pixel_format
     stream.options = dict(options)
     stream.codec_context.thread_count = 1
     return stream
