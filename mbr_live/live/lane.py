@@ -78,7 +78,7 @@ class Lane:
         self._untimed = 0  # frames whose timing was let go of
         self.latency, self.on_the_way = LatencyHistogram(), LatencyHistogram()  # capture to label, to receipt
         self.refused: Counter[str] = Counter(self.run.refused)
-        self._kept, self._keep_at_s = self._countings(), 0.0
+        self._noted, self._keep_at_s = self._countings(), 0.0
         self._keeping: threading.Thread | None = None
         self.session: str | None = None  # the capture process that sends
         self.ended = False
@@ -168,9 +168,9 @@ class Lane:
         A disk may take its time; labels do not wait for it.
         """
         busy = self._keeping is not None and self._keeping.is_alive()
-        if now_s < self._keep_at_s or self._countings() == self._kept or busy:
+        if now_s < self._keep_at_s or self._countings() == self._noted or busy:
             return
-        self._kept, self._keep_at_s = self._countings(), now_s + KEEP_EVERY_S
+        self._noted, self._keep_at_s = self._countings(), now_s + KEEP_EVERY_S
         run = self.run.model_copy(update={"refused": dict(self.refused)}, deep=True)
         self._keeping = threading.Thread(target=_keep, args=(self._paths[RUN_SUFFIX], run), name="keeping")
         self._keeping.start()
