@@ -124,7 +124,7 @@ def test_however_it_grows_the_store_says_the_same(
                 store_folder(folder, database)
                 says_what_the_logs_say(database, folder)
                 write_run(folder / "cage.run.json", manifest(demo_bundle))
-            for file in (log._labels, log._bouts):
+            for file in (log._labels, log._bouts, log._kept.gaps):  # type: ignore[union-attr]
                 file.close()
             log = SessionLog.resume(labels, bouts, demo_bundle.manifest)
             last = log.last_index
