@@ -194,7 +194,15 @@ def test_folds_without_anything_to_validate_train_on_all_others() -> None:
         assert set(fold.train) == set("abcd") - set(fold.test)
 
 
-@pytest.mark.parametrize(("training", "fitted"), [("threshold = 0.5", False), ("threshold = 'fit'", True)])
+@pytest.mark.parametrize(
+    ("training", "fitted"),
+    [
+        ("threshold = 0.5", False),
+        ("threshold = 'fit'", True),
+        ("threshold = 0.5\nearly_stopping = { patience_checks = 2 }", True),
+        ("threshold = 0.5\nfine_tuning = { steps = 10 }", True),
+    ],
+)
 def test_who_gives_all_thresholds_leaves_nothing_to_validate(tmp_path: Path, training: str, fitted: bool) -> None:
     demo = (Path(__file__).parents[1] / "engines" / "demo.toml").read_text(encoding="utf-8")
     assert "[training]\n" in demo and "threshold" not in demo

@@ -157,10 +157,11 @@ class Dataset(Section):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether anything is left to the validation recordings to decide."""
+        """Whether anything is left to the validation recordings to decide: how labels are, or which weights are kept."""
         training = self.training
         given = isinstance(training.threshold, float) and training.calibration == "none"
-        return not given or any("fit" in (each.min_bout_s, each.bridge_s) for each in self.behaviours)
+        chosen = training.early_stopping.patience_checks or training.fine_tuning.steps
+        return bool(chosen) or not given or any("fit" in (each.min_bout_s, each.bridge_s) for each in self.behaviours)
 
     @property
     def max_gap_frames(self) -> int:
