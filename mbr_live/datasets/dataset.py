@@ -157,7 +157,7 @@ class Dataset(Section):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether anything is left to the validation recordings to decide: how labels are, or which weights are kept."""
+        """Whether anything is left to the validation recordings: how labels are decided, or which weights are kept."""
         training = self.training
         given = isinstance(training.threshold, float) and training.calibration == "none"
         chosen = training.early_stopping.patience_checks or training.fine_tuning.steps
