@@ -94,11 +94,9 @@ class Fit(_Record):
     """How the labels of one behaviour are decided, and what of that was fitted to the validation recordings."""
 
     behaviour: str
-    thresholds: Literal[
-        "given", "fit", "shrunk", "members"
-    ]  # shrunk: fitted, and drawn towards 0.5; members: their mean
-    min_bout: Literal["given", "fit", "members"]
-    bridge: Literal["given", "fit", "members"]
+    thresholds: Literal["given", "fit", "shrunk", "members", "usual"]  # shrunk: fitted, and drawn towards 0.5
+    min_bout: Literal["given", "fit", "members", "usual"]  # members: their mean; usual: there was nothing to fit to
+    bridge: Literal["given", "fit", "members", "usual"]
     calibration: Literal["none", "platt", "temperature", "weights"]  # weights: those of an ensemble, learnt
     scale: Annotated[float, Field(gt=0.0)] = 1.0  # of the logits; in the graph already, as is the offset
     offset: float = 0.0
