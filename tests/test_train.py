@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +30,7 @@ from mbr_live.evaluation.program import truths  # noqa: E402
 from mbr_live.evaluation.scoring import average_precision, f1  # noqa: E402
 from mbr_live.training import checkpoints, curves  # noqa: E402
 from mbr_live.training import train as training  # noqa: E402
+from mbr_live.training.cache_files import alone  # noqa: E402
 from mbr_live.training.cropping import CROPPED_BY, MEASURED_BY  # noqa: E402
 from mbr_live.training.preparation import prepare, stretches  # noqa: E402
 from mbr_live.training.train import train  # noqa: E402
@@ -142,6 +145,42 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(
     assert [step for step in steps if step[0] in ("frames", "sequences")] == [("sequences", 2)]
     assert [again.read(name) for name in (FEATURES, TEMPORAL)] == [trained.read(name) for name in (FEATURES, TEMPORAL)]
     assert not list(cache.glob("*.checkpoints"))
+
+
+def test_the_same_training_twice_at_once_is_refused_and_the_first_is_left_alone(
+    trained: Bundle, cache: Path, tmp_path: Path
+) -> None:
+    plan = written(tmp_path / "tiny.toml", TINY)
+    refused: list[str] = []
+
+    def meanwhile(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("sequences", total):
+            with pytest.raises(MbrError) as refusal:
+                train(plan, tmp_path / "second", progress=silent, cache=cache)
+            refused.append(str(refusal.value))
+
+    first = train(plan, tmp_path / "first", progress=meanwhile, cache=cache)
+    assert refused and "the same training is under way in another process" in refused[0]
+    assert [first.read(name) for name in (FEATURES, TEMPORAL)] == [trained.read(name) for name in (FEATURES, TEMPORAL)]
+    assert not (tmp_path / "second").exists() and not list(cache.glob("*.lock"))
+
+
+def test_what_one_has_alone_no_other_has_at_the_same_time(tmp_path: Path) -> None:
+    """Also when one comes just after the file was deleted that others are waiting for."""
+    inside, most = 0, 0
+
+    def work(_: int) -> None:
+        nonlocal inside, most
+        for _ in range(100):
+            with alone(tmp_path / "one.lock"):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(1e-4)
+                inside -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert most == 1 and not (tmp_path / "one.lock").exists()
 
 
 def test_learning_curves_are_written_and_change_no_weight(
