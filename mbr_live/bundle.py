@@ -20,13 +20,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mbr_live.types import CROP_PX, RATE_FPS, MbrError
 
@@ -45,6 +46,34 @@ _LOG_COLUMNS = ("frame", "source_frame", "time_ns", "status", "x_px", "y_px")
 CropKind = Literal["rgb", "silhouette"]
 """What the feature network sees of the window around the animal: its pixels, or the animal in white on black."""
 
+
+def bundle_name(name: str) -> str:
+    """A name that a bundle may have; ValueError for any other."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", name):
+        raise ValueError(
+            f"{name!r} can not name a bundle. Expected at most 80 letters of a to z, digits, '.', '_' and '-', and a "
+            "letter or digit at the beginning"
+        )
+    return name
+
+
+def _behaviour_name(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,39}", name):
+        raise ValueError(
+            f"{name!r} can not name a behaviour. Expected at most 40 small letters of a to z, digits and '_', and a "
+            "letter at the beginning"
+        )
+    return name
+
+
+def clashing_columns(behaviours: Sequence[str]) -> list[str]:
+    """Columns that a label log of these behaviours would have twice."""
+    columns = [*_LOG_COLUMNS, *behaviours, *(f"p_{name}" for name in behaviours)]
+    return sorted({column for column in columns if columns.count(column) > 1})
+
+
+BundleName = Annotated[str, AfterValidator(bundle_name)]
+BehaviourName = Annotated[str, AfterValidator(_behaviour_name)]
 Threshold = Annotated[float, Field(gt=0.0, lt=1.0)]
 Seconds = Annotated[float, Field(ge=0.0, le=3600.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -59,7 +88,7 @@ class _Record(BaseModel):
 class Behaviour(_Record):
     """One output of the model and how a bout of it is decided. Times in seconds."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+    name: BehaviourName
     enter: Threshold
     exit: Threshold
     min_bout_s: Seconds
@@ -162,7 +191,7 @@ class Manifest(_Record):
     """What a bundle says of itself. Frames are of the 10 fps grid."""
 
     format: Literal[1]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+    name: BundleName
     behaviours: Annotated[tuple[Behaviour, ...], Field(min_length=1, max_length=64)]
     crop_px: Count
     rate_fps: Count
@@ -183,9 +212,7 @@ class Manifest(_Record):
 
     @model_validator(mode="after")
     def _columns_differ(self) -> Self:
-        columns = [*_LOG_COLUMNS, *self.behaviour_names, *(f"p_{name}" for name in self.behaviour_names)]
-        twice = sorted({column for column in columns if columns.count(column) > 1})
-        if twice:
+        if twice := clashing_columns(self.behaviour_names):
             raise ValueError(f"behaviour names clash with each other or with a column of the label log: {twice}")
         return self
 
@@ -421,7 +448,9 @@ __all__ = [
     "REFERENCE",
     "TEMPORAL",
     "Behaviour",
+    "BehaviourName",
     "Bundle",
+    "BundleName",
     "CropKind",
     "Data",
     "FileRecord",
@@ -430,8 +459,10 @@ __all__ = [
     "Manifest",
     "Score",
     "TrainingCard",
+    "bundle_name",
     "check_live",
     "check_replaceable",
+    "clashing_columns",
     "load_bundle",
     "write_bundle",
 ]

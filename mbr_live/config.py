@@ -250,6 +250,14 @@ class Config(_Section):
         check_names(timed, self.trigger, self.output)
         return self
 
+    @property
+    def aside(self) -> tuple[str, ...]:
+        """The processes that look on, and that no label waits for; by the names of their commands."""
+        wanted = {
+            "monitor": self.monitor, "store": self.store, "clips": self.recording.clips, "parquet": self.labels.parquet,
+        }  # fmt: skip
+        return tuple(name for name, is_wanted in wanted.items() if is_wanted)
+
     def camera_named(self, name: str) -> Camera:
         """The camera `name`; MbrError when there is none."""
         for camera in self.camera:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from rich.progress import track
 
+from mbr_live.progress import tracked
 from mbr_live.sinks import PART_SUFFIX
 from mbr_live.stages.locate import initial_state, locate
 from mbr_live.types import Image, MbrError, Sighting
@@ -54,7 +54,7 @@ def _video_rows(path: Path) -> Iterator[tuple[str, bool]]:
         raise MbrError(f"{path}: this is a folder. For a folder of unrelated pictures give --stills.")
     video, state, last_s = open_video(path), initial_state(), 0.0
     duration_s = video.declared_s
-    for frame in track(sampled(video, video.name), path.name, total=int(duration_s * 10) if duration_s else None):
+    for frame in tracked(sampled(video, video.name), path.name, int(duration_s * 10) if duration_s else None):
         sighting, state = locate(frame.pixels, state)
         last_s = frame.time_ns / 1e9
         yield _row(frame.index, frame.source_frame, last_s, sighting), sighting.found
@@ -66,7 +66,7 @@ def _still_rows(folder: Path) -> Iterator[tuple[str, bool]]:
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
     if not files:
         raise MbrError(f"{folder}: found no picture ({', '.join(PICTURES)}). Check the folder.")
-    for number, file in enumerate(track(files, folder.name)):
+    for number, file in enumerate(tracked(files, folder.name, len(files))):
         sighting, _ = locate(_picture(file), initial_state())
         yield f"{_row(number, number, math.nan, sighting)},{file.name}", sighting.found
 

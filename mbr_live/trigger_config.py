@@ -233,10 +233,22 @@ def check_names(cameras: Mapping[str, bool], triggers: Sequence[Trigger], output
             raise ValueError(
                 f"trigger {trigger.name}: a played file has no time of day; leave out daily_from, daily_to"
             )
-    places = [(o.port, o.line) for o in outputs if isinstance(o, SerialOutput)]
+    _check_boxes([output for output in outputs if isinstance(output, SerialOutput)])
+
+
+def _check_boxes(outputs: Sequence[SerialOutput]) -> None:
+    places = [(output.port, output.line) for output in outputs]
     if twice_used := sorted({place for place in places if places.count(place) > 1}):
         port, line = twice_used[0]
         raise ValueError(f"two outputs use line {line} of {port}; name one output in both triggers instead")
+    by_port: dict[str, SerialOutput] = {}
+    for output in outputs:
+        first = by_port.setdefault(output.port, output)
+        if first.baud != output.baud:
+            raise ValueError(
+                f"outputs {first.name} and {output.name} are lines of one box at {output.port}, but baud is "
+                f"{first.baud} and {output.baud}; give both that of the board's sketch"
+            )
 
 
 def anchored_trigger(trigger: Trigger, folder: Path) -> Trigger:

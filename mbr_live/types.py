@@ -6,6 +6,7 @@ state, H height, W width. Units are suffixes of names.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -43,6 +44,10 @@ DEFAULT_ENGINE: EngineKind = "openvino-f32"
 
 class MbrError(Exception):
     """Something the user can mend. The text names the subject, what was found, what was expected, what to do."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Its text and what else it knows, since one process tells another, whatever __init__ takes."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class Status(StrEnum):

@@ -51,13 +51,14 @@ def frame_table(header: str, rows: Sequence[str], frames: int = FRAMES) -> str:
 
 @pytest.mark.parametrize(
     "header",
-    ["grooming,rearing", "g,r", "Grooming , Rearing", "G,R", "x_nose,y_nose,g,likelihood,r", "g;r", "g\tr"],
+    ["grooming,rearing", "g,r", "Grooming , Rearing", "G,R", "x_nose,y_nose,g,likelihood,r", "g;r", "g\tr", "x;y;g;r"],
 )
 def test_spellings_and_delimiters_of_frame_tables(tmp_path: Path, header: str) -> None:
-    mark = next(mark for mark in ",;\t" if mark in header)
+    mark = next(mark for mark in ",;\t" if mark in header)  # decimal commas where it is no comma
     names = [name.strip().lower()[0] for name in header.split(mark)]
     rows = [
-        mark.join({"g": g, "r": r}.get(name, "3.7") for name in names) for g, r in (("1", ""), ("1", "1"), ("", "0"))
+        mark.join({"g": g, "r": r}.get(name, "3.7" if mark == "," else "3,7") for name in names)
+        for g, r in (("1", ""), ("1", "1"), ("", "0"))
     ]
     annotations, findings = read(written(tmp_path / "mouse1.csv", frame_table(header, rows)))
     assert findings == ()
@@ -77,6 +78,22 @@ def test_rearing_can_be_merged_or_kept_apart_whatever_it_is_called(tmp_path: Pat
         annotations, findings = read(path, {"rearing": ("rearing",)})
         assert [each.kind for each in findings] in (["missing_column"], ["invalid_format"])
         assert not np.any(annotations.marks == 1)
+
+
+def test_every_column_of_a_behaviour_has_to_be_in_the_labels(tmp_path: Path) -> None:
+    """Where one is missing, frames that the others do not show are not known to be without the behaviour."""
+    columns = {"rearing": ("rearing mid", "rearing wall")}
+    half = written(tmp_path / "mid.csv", frame_table("mid rearing,x", ["1,5", "0,5"]))
+    annotations, findings = read(half, columns)
+    assert [each.kind for each in findings] == ["missing_column"]
+    assert "no column 'rearing wall' for rearing; the labels have 'mid rearing', 'x'" in findings[0].text
+    assert shown(annotations, "rearing") == [[0, 1]] and shown(annotations, "rearing", 0) == []
+    other = written(tmp_path / "wall.csv", frame_table("wr", ["0", "1", "0"]))
+    annotations, findings = read([half, other], columns)
+    assert findings == () and shown(annotations, "rearing") == [[0, 2]]
+    events = boris(tmp_path / "obs.csv", [boris_row("wr", "START", 1.0), boris_row("wr", "STOP", 1.5)])
+    annotations, findings = read(events, columns)
+    assert findings == () and shown(annotations, "rearing", 0) == [[0, 30], [45, 90]]
 
 
 def test_blank_lines_of_a_table_of_one_column_are_frames(tmp_path: Path) -> None:
@@ -141,7 +158,7 @@ def test_every_frame_is_judged_where_a_table_has_them_all(tmp_path: Path) -> Non
     assert mixed.judged is None and mixed.judged_at(np.arange(5)).all()
 
 
-@pytest.mark.parametrize("starts", ["24,0", "0,0", "-1,5", "0.5,2"])
+@pytest.mark.parametrize("starts", ["24,0", "0,0", "-1,5", "0.5,2", "0,inf", "0,nan", "0,1e300"])
 def test_sparse_rows_that_do_not_rise(tmp_path: Path, starts: str) -> None:
     first, second = starts.split(",")
     text = f"source_frame,grooming,rearing\n{first},0,0\n{second},0,0\n"
@@ -254,17 +271,90 @@ def test_boris_export_of_several_observations_takes_the_one_of_the_video(tmp_pat
     assert findings[0].kind == "invalid_format" and "mouse2, mouse3" in findings[0].text
 
 
+AGGREGATED = "Observation id,Subject,Behavior,Behavior type,Start (s),Stop (s),Media file name"
+
+
+@pytest.mark.parametrize("aggregated", [False, True])
+@pytest.mark.parametrize(
+    ("media", "taken"),
+    [("mouse1.mp4", True), ("/v/MOUSE1.avi;/v/b.avi", True), ("", True), ("LIVE", True), ("/v/mouse2.mp4", False)],
+)
+def test_boris_events_of_another_video_are_not_taken(tmp_path: Path, media: str, taken: bool, aggregated: bool) -> None:
+    """One observation in an export, be it of all: those without events have no row."""
+    rows = [boris_row("grooming", kind, time, media) for kind, time in (("START", 1.0), ("STOP", 1.5))]
+    path = boris(tmp_path / "all.csv", rows)
+    if aggregated:
+        written(path, f"{AGGREGATED}\nobs1,,grooming,STATE,1.0,1.5,{media}\n")
+    annotations, findings = read(path)
+    assert shown(annotations, "grooming") == ([[30, 45]] if taken else [])
+    assert [each.kind for each in findings] == ([] if taken else ["invalid_format"])
+    assert taken or "found events of mouse2, expected events of mouse1" in findings[0].text
+
+
+@pytest.mark.parametrize("header", [BORIS, AGGREGATED])
+def test_a_boris_export_without_events_is_no_label(tmp_path: Path, header: str) -> None:
+    annotations, findings = read(written(tmp_path / "empty.csv", header + "\n"))
+    assert findings[0].kind == "invalid_format" and "found no event, expected events of mouse1" in findings[0].text
+    assert not len(annotations.marks)
+
+
 @pytest.mark.parametrize(
     ("row", "kind", "text"),
     [
         (boris_row("grooming", "START", 1.0, offset="2.5"), "invalid_format", "time offset of 2.5 s"),
         (boris_row("grooming", "PAUSE", 1.0), "invalid_format", "'PAUSE'"),
-        (boris_row("grooming", "POINT", 9.0), "too_many_frames", "an event at 9.0 s"),
+        (boris_row("grooming", "POINT", np.inf), "invalid_format", "'inf' in column 'time' is no time"),
+        (boris_row("grooming", "POINT", -9.0), "too_many_frames", "something of -9.0 s"),
+        (boris_row("grooming", "POINT", 9.0), "too_many_frames", "something of 9.0 s, the video ends at 3.0 s"),
     ],
 )
 def test_boris_events_that_do_not_fit(tmp_path: Path, row: str, kind: str, text: str) -> None:
     _, findings = read(boris(tmp_path / "obs.csv", [row]))
     assert any(each.kind == kind and text in each.text for each in findings)
+
+
+def test_a_boris_bout_before_the_video_is_in_no_frame_and_a_short_one_in_one(tmp_path: Path) -> None:
+    times = ((-5.0, -4.0), (-4.0, 0.0), (1.01, 1.02))
+    rows = [
+        boris_row("grooming", kind, time) for bout in times for kind, time in zip(("START", "STOP"), bout, strict=True)
+    ]
+    annotations, _ = read(boris(tmp_path / "obs.csv", rows))
+    assert shown(annotations, "grooming") == [[31, 32]]
+
+
+@pytest.mark.parametrize(
+    ("times", "kind", "text"),
+    [
+        (("0", "1", "nan"), "invalid_format", "the times do not rise"),
+        (("nan", "1", "2"), "invalid_format", "the times do not rise"),
+        (("0", "1", "inf"), "invalid_format", "column 'time' has 'inf'"),
+        (("0", "1", "1e30"), "invalid_format", "column 'time' has '1e30'"),
+        (("0,0", "1,5", "2,0"), "invalid_format", "column 'time' has '0,0'"),
+        (("0", "1", "600"), "too_many_frames", "something of 600.0 s, the video ends at 3.0 s"),
+    ],
+)
+def test_times_that_a_binary_table_can_not_have(tmp_path: Path, times: tuple[str, ...], kind: str, text: str) -> None:
+    rows = [f"{time};0;{place % 2}" for place, time in enumerate(times)]
+    path = written(tmp_path / "binary.csv", "\n".join(["time;grooming;rearing", *rows]) + "\n")
+    _, findings = read(path, format_="boris_binary")
+    assert [each.kind for each in findings] == [kind] and text in findings[0].text
+
+
+def test_texts_with_commas_do_not_part_columns(tmp_path: Path) -> None:
+    header, *rows = (BORIS, boris_row("grooming", "START", 1.0), boris_row("grooming", "STOP", 1.5))
+    rows = [
+        row.replace("2026-01-01\t\t", "2026-01-01\tlight, dark" + "," * 40 + "\t")
+        for row in (row.replace(",", "\t") for row in rows)
+    ]
+    annotations, findings = read(
+        boris_tabs := written(tmp_path / "obs.tsv", "\n".join([header.replace(",", "\t"), *rows]))
+    )
+    assert findings == () and shown(annotations, "grooming") == [[30, 45]], boris_tabs
+    quoted = [f'"{";" * number}",{number % 2}' for number in range(FRAMES)]
+    annotations, findings = read(
+        written(tmp_path / "a.csv", frame_table("note,g", quoted)), {"grooming": ("grooming",)}
+    )
+    assert findings == () and annotations.marks[:, 0].tolist() == [0, 1] * (FRAMES // 2)
 
 
 # JAABA.
@@ -304,6 +394,9 @@ def test_jaaba_labels_leave_the_rest_unlabelled(tmp_path: Path, savemat: Callabl
     annotations, findings = read(tmp_path / "labels.mat")
     assert findings == () and shown(annotations, "grooming") == [[10, 20]]
     assert shown(annotations, "grooming", 0) == [[30, 40]] and shown(annotations, "grooming", UNKNOWN)[0] == [0, 10]
+    labels["t1s"] = cell([21.0, 141.0])
+    savemat(tmp_path / "longer.mat", {"labels": labels})
+    assert [each.kind for each in read(tmp_path / "longer.mat")[1]] == ["too_many_frames"]
 
 
 def test_jaaba_file_of_two_animals_or_of_nothing(tmp_path: Path, savemat: Callable[..., None]) -> None:
@@ -326,8 +419,8 @@ def test_jaaba_file_of_two_animals_or_of_nothing(tmp_path: Path, savemat: Callab
         (frame_table("grooming,rearing", ["0,2"]), "invalid_format", "'2' in row 1"),
         (frame_table("grooming,rearing", ["0,x"]), "invalid_format", "Expected a number"),
         (frame_table("grooming,rearing", ["0,nan", "0,0"]), "nan_values", "NaN in 1 rows"),
-        (frame_table("grooming,rearing", ["0,0"], 200), "too_many_frames", "200 rows, the video 90 frames"),
-        (frame_table("grooming,rearing", ["0,0"], 30), "too_few_frames", "30 rows, the video 90 frames"),
+        (frame_table("grooming,rearing", ["0,0"], 200), "too_many_frames", "200 frames, the video 90 frames"),
+        (frame_table("grooming,rearing", ["0,0"], 30), "too_few_frames", "30 frames, the video 90 frames"),
         (frame_table("likes,shares", ["0,0"]), "invalid_format", "of no format that is known"),
         ("grooming,rearing\n", "invalid_format", "no row below the header"),
         ("source_frame,grooming\n0,0\n5,0\n", "missing_column", "no column 'rearing' for rearing"),
@@ -384,7 +477,8 @@ def test_sparse_rows_say_the_same_as_a_row_for_every_frame(
 
 @settings(deadline=None)  # it writes files
 @given(
-    st.lists(st.tuples(st.integers(0, 80), st.integers(1, 9)), max_size=8), st.sampled_from([24, 25, 29.97, 30, 120])
+    st.lists(st.tuples(st.integers(0, 80), st.integers(1, 9)), min_size=1, max_size=8),
+    st.sampled_from([24, 25, 29.97, 30, 120]),
 )
 def test_bouts_in_seconds_come_back_as_the_frames_they_were_read_from(
     tmp_path_factory: pytest.TempPathFactory, bouts: list[tuple[int, int]], fps: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from multiprocessing import Pipe
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,14 @@ import pytest
 from mbr_live import appending
 from mbr_live.appending import Unwritable, WaitingRows, once_there_is_room
 from mbr_live.bundle import Bundle
+from mbr_live.cameras.errors import CameraLost
 from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.label_log import label_rows, read_labels
 from mbr_live.live.arrivals import Eye, RefusedFrame, SeenFrame
 from mbr_live.live.backlog import Backlog, Labelled
 from mbr_live.pipeline import Pipeline
 from mbr_live.sinks import SessionLog
-from mbr_live.types import UNKNOWN, Decision, Status
+from mbr_live.types import UNKNOWN, Decision, MbrError, Status
 from mbr_live.wire import FrameHeader
 
 
@@ -135,3 +137,12 @@ def test_a_file_that_cannot_be_opened_is_an_error_at_once(tmp_path: Path) -> Non
     rows = WaitingRows(tmp_path / "nowhere" / "rows.csv")
     with pytest.raises(Unwritable, match=r"nowhere/rows\.csv: cannot be written \(No such file or directory\)"):
         rows.open()
+
+
+@pytest.mark.parametrize("error", [MbrError("no"), Unwritable("rows.csv", "full", 28), CameraLost("hung", "no frame")])
+def test_an_error_of_one_process_is_the_same_in_another(error: MbrError) -> None:
+    here, there = Pipe()
+    with here, there:
+        there.send(error)
+        again = here.recv()
+    assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))

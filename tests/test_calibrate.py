@@ -14,7 +14,8 @@ from live import mbr_live
 pytest.importorskip("onnxruntime", reason="training is not installed: pip install 'mbr-live[train]'")
 
 from mbr_live.annotation.marks import Annotations
-from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, TEMPORAL, Bundle, load_bundle
+from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, REFERENCE, TEMPORAL, Bundle, load_bundle, write_bundle
+from mbr_live.drift import Histogram, Reference, bins_of, reference_of
 from mbr_live.quantisation import calibrate as module
 from mbr_live.quantisation.calibrate import Cost, Given, Labelled, calibrate, choose, cost_of, read_list
 from mbr_live.quantisation.program import given_recordings
@@ -65,7 +66,35 @@ def test_cost_is_against_the_truth_where_there_is_one() -> None:
     assert cost.labels_differ == 0.5
     assert cost.pr_auc == {"second": (1.0, pytest.approx((1 + 2 / 3) / 2))}
     assert cost.pr_auc_loss == pytest.approx(1 / 6)
-    assert cost_of(("first",), [Given("a", ())], [exact], [exact]) == Cost(4, 0.0, {})
+    assert (cost.untold_frames, cost.untold_differ) == (4, 0.25), "of the first nobody said anything"
+    assert cost_of(("first", "second"), [Given("a", ())], [exact], [exact]) == Cost(4, 0.0, {}, 4, 0.0)
+
+
+@pytest.mark.parametrize(
+    "lacking", ["a behaviour of one recording", "a behaviour", "a recording", "truth that shows it"]
+)
+def test_what_has_no_truth_is_held_to_the_labels_of_float32(lacking: str, demo_bundle: Bundle) -> None:
+    """int8 never sees rearing in the second recording; in the first it is as float32."""
+    frames = np.arange(1000)
+    labels = np.column_stack((frames % 10 < 3, frames % 20 < 5)).astype(np.int8)
+    ruined = labels * np.array([1, 0], np.int8)
+    exact, worse = (Labelled(frames, each * 0.8 + 0.1, each, np.zeros(1000)) for each in (labels, ruined))
+    grooming = np.column_stack((labels[:, 0], np.full(1000, -1, np.int8)))
+    first, second = {
+        "a behaviour of one recording": (labels, grooming),
+        "a behaviour": (grooming, grooming),
+        "a recording": (labels, None),
+        "truth that shows it": (ruined, ruined),
+    }[lacking]
+    names = ("grooming", "rearing")
+    given_ = [
+        Given(name, (), truth=None if truth is None else Annotations(names, truth))
+        for name, truth in (("a", first), ("b", second))
+    ]
+    cost = cost_of(names, given_, [exact, exact], [exact, worse])
+    with pytest.raises(MbrError, match=r"int8 labels (25\.00% of 1000|12\.50% of 2000) frames otherwise than float32"):
+        module._check(demo_bundle, cost)
+    module._check(demo_bundle, cost_of(names, given_, [exact, exact], [exact, exact]))
 
 
 def test_the_bundle_holds_both(int8_bundle: Bundle, demo_bundle: Bundle) -> None:
@@ -82,15 +111,20 @@ def test_the_bundle_holds_both(int8_bundle: Bundle, demo_bundle: Bundle) -> None
 
 
 def test_made_again_from_its_list(int8_bundle: Bundle, demo_bundle: Bundle, box_video: Path, tmp_path: Path) -> None:
+    """In place, in a bundle that has more than the demo bundle: all of it stays."""
     listed = int8_bundle.path.parent / "frames.json"
+    low, high, bins = bins_of("brightness")
+    seen = Histogram(low=low, high=high, counts=(5,) * bins, within=None)
+    reference = Reference(recordings=("r",), measures={"brightness": seen})
+    contents = {name: demo_bundle.read(name) for name in demo_bundle.manifest.files}
+    whole = write_bundle(
+        tmp_path / "mine", demo_bundle.manifest, {**contents, REFERENCE: reference.model_dump_json().encode()}
+    )
     again = calibrate(
-        demo_bundle,
-        [Given("box.mp4", (box_video,))],
-        tmp_path / "again",
-        tmp_path / "list.json",
-        again=read_list(listed),
+        whole, [Given("box.mp4", (box_video,))], whole.path, tmp_path / "list.json", again=read_list(listed)
     )
     assert again.read(FEATURES_INT8) == int8_bundle.read(FEATURES_INT8)
+    assert reference_of(again) == reference
     assert (tmp_path / "list.json").read_bytes() == listed.read_bytes()
 
 
@@ -117,18 +151,20 @@ def test_refused_where_it_labels_worse(
     true, grey = module.quantised, np.full((160, 160, 3), 116, np.uint8)
     monkeypatch.setattr(module, "quantised", lambda content, crops, progress: true(content, [grey], progress))
     given_ = [Given("box.mp4", (box_video,))]
-    with pytest.raises(MbrError, match=r"int8 labels .* frames otherwise than float32, at most 1% is allowed"):
+    with pytest.raises(MbrError, match=r"int8 labels .* frames otherwise than float32, in .*; at most 1% is allowed"):
         calibrate(demo_bundle, given_, tmp_path / "out", tmp_path / "list.json")
     assert not list(tmp_path.iterdir())
 
 
 def test_the_limits_are_those_that_are_written_down(demo_bundle: Bundle) -> None:
-    module._check(demo_bundle, Cost(1000, 0.5, {"rearing": (0.9, 0.8951)}))  # the truth says which label is right
-    module._check(demo_bundle, Cost(1000, 0.01, {}))
+    module._check(
+        demo_bundle, Cost(1000, 0.5, {"rearing": (0.9, 0.8951)}, 0, 0.0)
+    )  # the truth says which label is right
+    module._check(demo_bundle, Cost(1000, 0.5, {}, 500, 0.01))
     with pytest.raises(MbrError, match=r"loses 0\.0060 of PR-AUC \(grooming 0\.9000 -> 0\.9100, rearing"):
-        module._check(demo_bundle, Cost(1000, 0.0, {"grooming": (0.9, 0.91), "rearing": (0.9, 0.894)}))
-    with pytest.raises(MbrError, match=r"int8 labels 1\.10% of 1000 frames"):
-        module._check(demo_bundle, Cost(1000, 0.011, {}))
+        module._check(demo_bundle, Cost(1000, 0.0, {"grooming": (0.9, 0.91), "rearing": (0.9, 0.894)}, 0, 0.0))
+    with pytest.raises(MbrError, match=r"int8 labels 1\.10% of 500 frames"):
+        module._check(demo_bundle, Cost(1000, 0.011, {}, 500, 0.011))
 
 
 def test_truth_of_a_dataset(box_video: Path, clutter_video: Path, dark_video: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from live import mbr_live, system_config
 from test_cameras import free_port, goes_on, until
 
-from mbr_live.cameras.arena import find_arena, parse_arena
+from mbr_live.cameras.arena import check_in_picture, find_arena, parse_arena
 from mbr_live.cameras.calibration import Circle, Polygon, load_calibration, load_reference, windows_px
 from mbr_live.cameras.log import read_events
 from mbr_live.config import DEMO_BUNDLE, Camera, VideoSource, load_config
@@ -99,6 +99,12 @@ def median(pictures: list[Image]) -> Image:
 def test_an_arena_that_is_none(text: str) -> None:
     with pytest.raises(MbrError, match="radius"):
         parse_arena(text)
+
+
+@pytest.mark.parametrize("text", ["900,900,50", "640,0,100", "-300,10,-200,90"])
+def test_an_arena_beside_the_picture(text: str) -> None:
+    with pytest.raises(MbrError, match="within the picture of 640 x 480"):
+        check_in_picture(parse_arena(text), np.zeros((480, 640, 3), np.uint8))
 
 
 def test_arenas_in_words() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -30,13 +31,14 @@ from mbr_live.cameras.live_camera import (
     open_within_s,
     pause_s,
 )
-from mbr_live.cameras.log import CameraLog, Outage, read_events, read_outages
+from mbr_live.cameras.log import CAMERA_LOG_HEADER, CameraLog, Outage, read_events, read_outages
 from mbr_live.config import BaslerCamera, Camera, Config, MjpegCamera, OpenCvCamera, RtspCamera
 from mbr_live.label_log import gap_ranges, read_labels
 from mbr_live.live.run import System
 from mbr_live.processes import Child
 from mbr_live.sinks import read_run
 from mbr_live.stages.sampler import SamplerState
+from mbr_live.types import MbrError
 from mbr_live.video.sources import Recording, read_journal
 
 
@@ -325,3 +327,36 @@ def test_a_session_goes_on_after_the_date_was_set_back(tmp_path: Path) -> None:
     times = [time_ns for _, _, time_ns in read_journal(config.out / "cage.frames.csv")]
     assert times == sorted(times)
     assert times[1] - ahead_ns < 60 * 10**9
+
+
+@pytest.mark.parametrize("left", ["", "event,time", CAMERA_LOG_HEADER])
+def test_a_log_whose_first_row_was_never_written_is_gone_on_with(tmp_path: Path, left: str) -> None:
+    path = tmp_path / "cage.camera.csv"
+    path.write_text(left)
+    assert not list(read_events(path))
+    with closing(CameraLog(path)) as log:
+        assert log.began is None
+        log.began_with(1, 0, 640, 480, "host")
+    assert path.read_text().splitlines()[0] == CAMERA_LOG_HEADER
+    with closing(CameraLog(path)) as log:
+        assert log.began is not None and log.began.width_px == 640
+
+
+def test_what_is_no_camera_log_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "cage.camera.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(MbrError, match="found the header 'a,b'"):
+        CameraLog(path)
+
+
+def test_a_log_on_a_full_disk_does_not_stop_the_next_process(small_disk: Path) -> None:
+    path = small_disk / "cage.camera.csv"
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "ballast").write_bytes(bytes(free))
+    with closing(CameraLog(path)) as log:
+        log.began_with(1, 0, 640, 480, "host")
+    assert path.stat().st_size == 0
+    (small_disk / "ballast").unlink()
+    with closing(CameraLog(path)) as log:
+        log.began_with(2, 1, 640, 480, "host")
+    assert [event.frame for event in read_events(path)] == [1]

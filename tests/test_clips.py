@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -71,3 +72,14 @@ def test_a_running_session_gives_clips_of_what_is_closed(box_video: Path, tmp_pa
     write_run(live.out / "box.run.json", run.model_copy(update={"exit_status": "running"}))
     clips = [Clip("box", "x", 3, 0, 10), Clip("box", "x", 30, 25, 10_000)]
     assert [path.name for path in cut(live.out, clips, tmp_path / "some")] == ["box.x.3.mp4"]
+    # A camera that was not recorded does not keep those after it from their clips.
+    write_run(live.out / "box.run.json", run)
+    write_run(live.out / "attic.run.json", run.model_copy(update={"recording": "attic"}))
+    for kind in ("labels", "bouts"):
+        shutil.copy(live.out / f"box.{kind}.csv", live.out / f"attic.{kind}.csv")
+    done = mbr_live("clips", live.out, "--behaviour", "grooming", "--out", tmp_path / "all")
+    assert done.returncode == 0 and "attic was not recorded" in done.stdout, done.stderr
+    assert {path.name.split(".")[0] for path in (tmp_path / "all").iterdir()} == {"box"}
+    (live.out / "box.run.json").unlink()
+    done = mbr_live("clips", live.out)
+    assert done.returncode == 2 and "no pictures" in done.stderr

@@ -70,6 +70,15 @@ def test_a_clock_that_jumps_is_followed() -> None:
     assert 1_000 + 10 * JUMP_NS + ahead.offset_ns == 50_000 + PERIOD_NS
 
 
+@given(st.integers(PERIOD_NS + 1, 2 * JUMP_NS), st.lists(st.integers(0, 20 * MS), min_size=60, max_size=60))
+def test_a_clock_that_is_set_back_costs_no_frame_and_no_time(step_ns: int, delays: list[int]) -> None:
+    truth = [n * PERIOD_NS for n in range(len(delays))]
+    camera = [t if n < 30 else t - step_ns for n, t in enumerate(truth)]
+    times = aligned(camera, [t + delay for t, delay in zip(truth, delays, strict=True)])
+    assert all(0 <= time_ns - t <= 20 * MS for time_ns, t in zip(times, truth, strict=True))
+    assert all(earlier < later for earlier, later in pairwise(times))
+
+
 def test_a_burst_after_a_stall_keeps_its_times() -> None:
     """Frames that the network held back for three seconds were taken when the camera says."""
     truth = [n * PERIOD_NS for n in range(200)]

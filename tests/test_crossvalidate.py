@@ -6,14 +6,17 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
+from mbr_live.annotation.marks import Annotations
 from mbr_live.bundle import load_bundle
 from mbr_live.datasets.dataset import Dataset, read_dataset
 from mbr_live.datasets.recordings import RecordingSpec
 from mbr_live.datasets.splits import Fold, folds
+from mbr_live.evaluation.comparison import Truth
 from mbr_live.evaluation.metrics import Evaluation
 from mbr_live.label_log import read_labels
 from mbr_live.sinks import read_run
@@ -173,6 +176,23 @@ def test_a_fold_gives_the_splits_and_what_it_does_not_name_is_trained_on() -> No
     found = {each.name: each.split for each in folded.all_recordings()}
     assert found == dict.fromkeys(names, "train") | {names[0]: "validation", names[1]: "test"}
     assert dataset.all_recordings() != folded.all_recordings()
+
+
+@pytest.mark.parametrize(
+    ("groups", "folders"),
+    [
+        (["m 1", "m_2", "m/3"], ["m_1", "m_2", "m_3"]),
+        (["m 1", "m_1", "m/1"], ["fold-1", "fold-2", "fold-3"]),
+        (["m1", "m1", "m2", "m3"], ["m1", "m2", "m3"]),
+    ],
+)
+def test_every_fold_has_a_folder_of_its_own(groups: Sequence[str], folders: Sequence[str]) -> None:
+    specs = [spec(str(number), group) for number, group in enumerate(groups)]
+    nothing = Annotations((), np.zeros((0, 0), np.int8))
+    scored = {each.name: Truth(each.name, each.name, each.group, "all", "", False, nothing, ()) for each in specs}
+    plans = crossvalidation._plans(folds(specs), scored, "source")
+    assert sorted(plan.name for plan in plans) == folders
+    assert {truth.group for plan in plans for truth in plan.tested} == set(groups)
 
 
 @pytest.mark.parametrize("rare", [["a", "c", "e"], ["a", "b", "c", "d", "e", "f"], []])

@@ -192,6 +192,24 @@ def test_dataset_files_that_are_refused(two: Path, clips: Path, entries: str, me
 
 
 @pytest.mark.parametrize(
+    ("named", "other", "message"),
+    [
+        ('"lab"', "my mice", r"dataset\.toml: name: .*'my mice' can not name a bundle"),
+        ('"lab"', "../lab", "can not name a bundle"),
+        ('"grooming"', "rearing mid", r"behaviours\.0\.name: .*'rearing mid' can not name a behaviour"),
+        ('"grooming"', "Grooming", "'Grooming' can not name a behaviour"),
+        ('"grooming"', "frame", "two columns frame"),
+        ('"grooming"', "p_rearing", "two columns p_rearing"),
+    ],
+)
+def test_names_that_no_bundle_can_have_are_found_before_the_training(
+    two: Path, named: str, other: str, message: str
+) -> None:
+    with pytest.raises(MbrError, match=message):
+        lab(two, TWO, HEAD.replace(named, f'"{other}"'), BEHAVIOURS.replace(named, f'"{other}"'))
+
+
+@pytest.mark.parametrize(
     ("link", "entries"),
     [
         ("c.mp4", "[[folders]]\nvideos = '*.mp4'\nlabels = '{stem}.csv'\ngroup_pattern = '(.)'\n"),
@@ -239,7 +257,7 @@ def test_problems_are_as_grave_as_the_dataset_file_says(two: Path) -> None:
         _, problems = annotated(spec, dataset)
         assert [problem.severity for problem in problems] == ([expected] if expected else [])
         if severity == "error":
-            with pytest.raises(MbrError, match=r"Recording a: a\.csv has 30 rows, the video 12 frames"):
+            with pytest.raises(MbrError, match=r"Recording a: a\.csv has labels of 30 frames, the video 12 frames"):
                 annotations_of(spec, dataset)
         else:
             assert annotations_of(spec, dataset).marks.shape == (30, 2)

@@ -28,6 +28,8 @@ from mbr_live.bundle import (  # noqa: E402
 )
 from mbr_live.datasets.dataset import read_dataset  # noqa: E402
 from mbr_live.engines.openvino_engine import OpenVinoEngine  # noqa: E402
+from mbr_live.engines.protocol import Engine  # noqa: E402
+from mbr_live.engines.torch_engine import TorchEngine  # noqa: E402
 from mbr_live.evaluation.comparison import LabelFolder  # noqa: E402
 from mbr_live.evaluation.evaluate import evaluate  # noqa: E402
 from mbr_live.evaluation.program import truths  # noqa: E402
@@ -118,6 +120,7 @@ def test_the_graph_says_what_the_members_say_weighted(tmp_path: Path) -> None:
     engine, engines = OpenVinoEngine(whole), [OpenVinoEngine(member) for member in members]
     state = np.zeros((1, whole.manifest.state_size), np.float32)
     states = [np.zeros((1, member.manifest.state_size), np.float32) for member in members]
+    reference, reference_state = TorchEngine(whole), state
     for _ in range(12):
         crops = rng.integers(0, 256, (1, 160, 160, 3), np.uint8)
         values = dict(zip([*ALL, *SHAPE], rng.normal(size=len(ALL) + len(SHAPE)).astype(np.float32), strict=True))
@@ -127,9 +130,11 @@ def test_the_graph_says_what_the_members_say_weighted(tmp_path: Path) -> None:
             expected = expected + weights.members[n] * logits[0]
         logits, state = engine.step(inputs(engine, whole, crops, values), state)
         np.testing.assert_allclose(logits[0], expected, rtol=1e-4, atol=1e-4)
+        logits, reference_state = reference.step(inputs(reference, whole, crops, values), reference_state)
+        np.testing.assert_allclose(logits[0], expected, rtol=1e-4, atol=1e-4)
 
 
-def inputs(engine: OpenVinoEngine, bundle: Bundle, crops: np.ndarray, values: dict[str, np.float32]) -> np.ndarray:
+def inputs(engine: Engine, bundle: Bundle, crops: np.ndarray, values: dict[str, np.float32]) -> np.ndarray:
     channels = np.array([[values[name] for name in bundle.manifest.kinematics]], np.float32)
     return np.concatenate([engine.features(crops), channels], axis=1)
 
@@ -151,9 +156,28 @@ def test_members_that_look_ahead_make_one_that_does(tmp_path: Path) -> None:
         OpenVinoEngine(members[0]).sequence(features[:, :3].copy()),
         OpenVinoEngine(members[1]).sequence(features[:, 1:5].copy()),
     ]
-    np.testing.assert_allclose(OpenVinoEngine(whole).sequence(features), sum(parts) / 2, rtol=1e-4, atol=1e-4)
+    for engine in (OpenVinoEngine(whole), TorchEngine(whole)):
+        np.testing.assert_allclose(engine.sequence(features), sum(parts) / 2, rtol=1e-4, atol=1e-4)
     with pytest.raises(MbrError, match="looks ahead"):
         check_live(whole)
+
+
+def test_the_whole_sees_the_crops_that_its_members_see(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    config = LstmConfig(channels=4)
+    blind = untrained(tmp_path / "blind", config, channels=ALL[:3])
+    outlines = [
+        untrained(tmp_path / name, config, trunk=Trunk(TrunkConfig()).eval(), crop="silhouette", extractor=text)
+        for name, text in (("one", "a slim network"), ("two", "another"))
+    ]
+    pixels = untrained(tmp_path / "pixels", config, trunk=Trunk(TrunkConfig()).eval())
+    whole = ensemble([each.path for each in (blind, *outlines)], tmp_path / "whole", progress=silent)
+    assert whole.manifest.crop == "silhouette"
+    assert whole.manifest.extractor == "a slim network; another"
+    for mixed in ([pixels, *outlines], [blind, outlines[0], pixels]):
+        with pytest.raises(MbrError, match=r"has crops of kind \w+, .* has \w+\. Members need the same"):
+            ensemble([each.path for each in mixed], tmp_path / "mixed", progress=silent)
+    assert not (tmp_path / "mixed").exists()
 
 
 @pytest.mark.parametrize(
@@ -172,6 +196,8 @@ def test_members_that_do_not_go_together(tmp_path: Path, change: dict[str, objec
         ensemble([one.path, other.path], tmp_path / "out", progress=silent)
     with pytest.raises(MbrError, match="expected at least two"):
         ensemble([one.path], tmp_path / "out", progress=silent)
+    with pytest.raises(MbrError, match=r"'my mice' can not name a bundle.*Choose another folder"):
+        ensemble([one.path, one.path], tmp_path / "my mice", progress=silent)
     with pytest.raises(MbrError, match="weights are learnt from validation recordings"):
         ensemble([one.path, one.path], tmp_path / "out", "learnt", progress=silent)
     assert not (tmp_path / "out").exists()

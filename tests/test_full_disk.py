@@ -7,18 +7,24 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 from live import simulated, system_config
 
+from mbr_live import appending
+from mbr_live.bundle import Bundle
 from mbr_live.config import Config
+from mbr_live.engines.protocol import Engine
 from mbr_live.label_log import read_labels
+from mbr_live.live.lane import Lane
 from mbr_live.live.run import System
-from mbr_live.sinks import read_run
+from mbr_live.pipeline import Pipeline
+from mbr_live.sinks import RunManifest, read_run
 from mbr_live.status import CameraStatus, SystemStatus, parse_status
 from mbr_live.trigger_config import SerialOutput, Trigger, Watchdog
 from mbr_live.triggers.log import read_receipts
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 from mbr_live.video.sources import read_journal
-from mbr_live.wire import StatusSubscriber
+from mbr_live.wire import FrameHeader, StatusSubscriber, own_clock
 
 
 def fill(disk: Path) -> Path:
@@ -89,3 +95,31 @@ def test_labels_wait_for_room_and_none_is_lost(small_disk: Path) -> None:
     edges = [(row["edge"], row["trial"]) for row in read_receipts(config.out / "cage.triggers.csv") if row["edge"]]
     decided = list(dict.fromkeys(edges))
     assert decided[:2] == [("on", "1"), ("off", "1")]
+
+
+def test_timings_that_find_no_place_hold_up_no_label(
+    tmp_path: Path,
+    demo_bundle: Bundle,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(appending, "MOST_WAITING", 3)
+    (tmp_path / "cage.timings.csv").mkdir()  # or of another user, or longer than the file system takes
+    camera = simulated("cage")
+    run = RunManifest(
+        recording="", mode="live", exit_status="running", started="", bundle="demo", bundle_sha256="", engine="",
+        versions={}, sources=[],
+    )  # fmt: skip
+    pipeline = Pipeline(demo_bundle.manifest, engine)
+    lane = Lane(system_config(tmp_path, camera), camera, pipeline, run, None)
+    now_ns = time.monotonic_ns()
+    for index in range(10):
+        header = FrameHeader(
+            camera="cage", session="s" * 16, seq=index, index=index, source_frame=index, time_ns=index,
+            origin_ns=0, captured_ns=now_ns, clock=own_clock(), height=480, width=640,
+        )  # fmt: skip
+        assert lane.note_timing(header, now_ns).latency_ms is not None
+    lane.close()
+    assert lane.latency.count == 10
+    assert "the timings of 7 frames are missing" in caplog.text

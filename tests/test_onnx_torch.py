@@ -82,6 +82,7 @@ CASES: list[Case] = [
     ("Add", [floats(3, 1), floats(4)], {}),
     ("Sub", [floats(3, 1), floats(4)], {}),
     ("Mul", [floats(3, 1), floats(4)], {}),
+    ("Sum", [floats(3, 1), floats(4), floats(3, 4)], {}),
     ("Identity", [floats(2)], {}),
     ("Constant", [], {"value": numpy_helper.from_array(floats(3))}),
     ("QuantizeLinear", [3 * floats(2, 3, 2), np.float32(0.02), np.int8(0)], {}),

@@ -20,6 +20,7 @@ import gpiozero
 import paho.mqtt.client as mqtt
 import pylsl
 import pytest
+import serial
 import zmq
 from gpiozero.pins.mock import MockFactory
 from paho.mqtt.enums import CallbackAPIVersion
@@ -37,8 +38,9 @@ from mbr_live.trigger_config import (
     SerialOutput,
     WebhookOutput,
     ZeromqOutput,
+    check_names,
 )
-from mbr_live.triggers.outputs import make_outlets
+from mbr_live.triggers.outputs import make_outlets, serial_ttl, simulated_box
 from mbr_live.triggers.outputs.pool import Pool
 from mbr_live.triggers.outputs.protocol import DeliveryError, TriggerMessage
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
@@ -100,6 +102,57 @@ def test_serial_lines_of_one_box(tmp_path: Path) -> None:
         (short,), (long,) = box.highs(1), box.highs(2)
         assert short[1] - short[0] <= 501e6
         assert long[1] - long[0] > 501e6
+
+
+def lines_of(box: SimulatedBox, *numbers: int) -> list[SerialOutput]:
+    return [SerialOutput(kind="serial", name=f"line{n}", port=box.port, line=n) for n in numbers]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ports that were opened, a name for each time."""
+    ports: list[str] = []
+
+    class Port(serial.Serial):
+        def __init__(self, port: str, *arguments: Any, **more: Any) -> None:
+            ports.append(port)
+            super().__init__(port, *arguments, **more)
+
+    monkeypatch.setattr(serial_ttl.serial, "Serial", Port)
+    return ports
+
+
+def test_the_port_of_several_lines_is_opened_once_and_closed_with_the_last(opened: list[str]) -> None:
+    with SimulatedBox() as box:
+        for times in (1, 2):
+            with pool_of(*lines_of(box, 1, 2)) as (pool, found):
+                pool.edge(message(), ["line1", "line2"], in_ms(60_000))
+                gather(pool, found, 2)
+                assert box.is_high(1) and box.is_high(2)
+            wait_for(lambda: not box.is_high(1) and not box.is_high(2), "both lines to be told to go low")
+            assert opened == [box.port] * times
+
+
+def test_a_line_that_the_box_lacks_is_an_error_that_leaves_the_port_free(
+    opened: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulated_box, "LINES", 2)
+    with SimulatedBox() as box:
+        pool = Pool(lines_of(box, 5))
+        with pytest.raises(MbrError, match="output line5: line 5 was asked for, but the box has 2 lines"):
+            pool.start(strict=True)
+        with pool_of(*lines_of(box, 1)):
+            assert opened == [box.port] * 2
+
+
+def test_one_box_has_one_baud_rate() -> None:
+    lines = [
+        SerialOutput(kind="serial", name=f"line{n}", port="/dev/box", line=n, baud=baud)
+        for n, baud in ((0, 115200), (1, 9600))
+    ]
+    with pytest.raises(ValueError, match=r"outputs line0 and line1 are lines of one box .* 115200 and 9600"):
+        check_names({}, (), lines)
+    check_names({}, (), [lines[0], lines[1].model_copy(update={"port": "/dev/other"})])
 
 
 def test_two_triggers_on_one_line_hold_it_as_long_as_either() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from contextlib import closing
@@ -93,6 +94,27 @@ def test_what_a_killed_process_left_is_closed_by_the_next(tmp_path: Path) -> Non
     same(found, [frame for frame in frames if frame.index in kept])
 
 
+@pytest.mark.parametrize("rows", [13, 7, 0])
+def test_pictures_whose_rows_were_lost_shift_no_others(
+    rows: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A power cut after which the disk has 20 pictures and fewer rows, and the process that goes on."""
+    frames = films(range(45))
+    journal = tmp_path / "cage.frames.csv"
+    record(tmp_path, frames[:20])
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[: 1 + rows]))
+    record(tmp_path, frames[30:])
+    recording = Recording(journal)
+    found = list(recording.frames("cage"))
+    assert [frame.index for frame in found] == [*range(rows), *range(30, 45)]
+    for frame in found:
+        assert np.array_equal(frame.pixels, frames[frame.index].pixels)
+        assert frame.time_ns == frames[frame.index].time_ns
+    said = [message for message in caplog.messages if "left out" in message]
+    assert sum(int(re.findall(r"last (\d+) pictures", message)[0]) for message in said) == 20 - rows
+    assert [frame.index for frame in recording.frames("cage", from_frame=41)] == [*range(40, 45)]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 0.99])
 def test_a_segment_that_was_cut_off_ends_where_it_ends(share: float, tmp_path: Path) -> None:
     frames = films(range(10))
@@ -165,6 +187,26 @@ def test_with_too_little_room_recording_stops_and_goes_on_later(small_disk: Path
     assert (recorder.recorded, recorder.unrecorded) == (40, 20)
     ticks = [frame.index for frame in Recording(small_disk / "cage.frames.csv").frames("cage")]
     assert ticks == [*range(20), *range(40, 60)]
+
+
+def test_files_that_grow_too_old_make_room_where_there_was_none(small_disk: Path) -> None:
+    now_s = 0.0
+    settings = config.Recording(segment_minutes=1 / 60, min_free_gb=0.015, keep_days=7)
+    recorder = Recorder(small_disk, "cage", "lossless", settings, clock_s=lambda: now_s)
+    with closing(Journal(small_disk / "cage.frames.csv")) as journal:
+        for frame in films(range(60), side=2400):  # 14 MB of 40 in the first thirty
+            now_s += 10.0
+            if frame.index == 30:
+                (small_disk / "ballast").write_bytes(bytes(15_000_000))
+            if frame.index == 40:
+                for path in segments_of(small_disk, "cage"):
+                    os.utime(path, (0, 0))
+            journal.note(frame)
+            recorder.keep(frame)
+    recorder.close()
+    ticks = [frame.index for frame in Recording(small_disk / "cage.frames.csv").frames("cage")]
+    assert ticks and ticks == list(range(ticks[0], 60)) and 40 <= ticks[0] <= 46  # it looks once a minute
+    assert (recorder.recorded, recorder.unrecorded) == (30 + len(ticks), ticks[0] - 30)
 
 
 def test_a_disk_that_refuses_a_picture_costs_that_picture(small_disk: Path) -> None:

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from live import mbr_live, simulated, system_config
 
-from mbr_live.config import Config, Monitor
+from mbr_live.config import Config, Labels, Monitor, NetworkCamera, Recording, Store
 from mbr_live.keys import make_keys
 from mbr_live.live.service import plan
-from mbr_live.trigger_config import OscOutput, Trigger
+from mbr_live.trigger_config import OscOutput, Trigger, WebhookOutput
 from mbr_live.types import MbrError
 
 EXPOSURE = 3.0  # most that `systemd-analyze security` may say of a service
@@ -29,7 +29,11 @@ def config(tmp_path: Path) -> Config:
     plain = system_config(tmp_path / "live", simulated("cage-1"), simulated("cage_2"))
     output = OscOutput(kind="osc", name="osc", port=9000)
     trigger = Trigger(name="stim", camera="cage-1", when="onset", all=("grooming",), on_s=0.1, outputs=("osc",))
-    update = {"monitor": Monitor(metrics_port=9464), "trigger": (trigger,), "output": (output,)}
+    update = {
+        "monitor": Monitor(metrics_port=9464), "trigger": (trigger,), "output": (output,),
+        "store": Store(url=f"sqlite:///{tmp_path / 'store' / 'mbr.sqlite'}"),
+        "recording": Recording(clips=("grooming",)), "labels": Labels(rotate="hour", parquet=True),
+    }  # fmt: skip
     return plain.model_copy(update=update)
 
 
@@ -63,7 +67,8 @@ def test_the_units_are_valid_and_the_target_wants_every_process(installed: Path)
     ours = [line for line in done.stderr.splitlines() if "mbr" in line]
     assert not ours
     wanted = (installed / "mbr.target").read_text()
-    for name in ("mbr-infer", "mbr-capture@cage-1", "mbr-capture@cage_2", "mbr-output", "mbr-monitor"):
+    aside = ("mbr-monitor", "mbr-store", "mbr-clips", "mbr-parquet")
+    for name in ("mbr-infer", "mbr-capture@cage-1", "mbr-capture@cage_2", "mbr-output", *aside):
         assert f"{name}.service" in wanted
     assert (installed / "multi-user.target.wants" / "mbr.target").is_symlink()
 
@@ -85,7 +90,9 @@ def test_it_shows_what_it_would_do_and_does_nothing(config_file: Path, tmp_path:
 def test_networks_open_with_keys_alone_and_homes_where_they_are_used(config: Config, tmp_path: Path) -> None:
     units = Path("/etc/systemd/system")
     program = Path("/opt/mbr-live/bin/mbr-live")
-    closed = config.model_copy(update={"out": Path("/srv/mbr"), "bundle": Path("/opt/bundle")})
+    closed = config.model_copy(
+        update={"out": Path("/srv/mbr"), "bundle": Path("/opt/bundle"), "calibration": Path("/srv/cal"), "store": None}
+    )
     infer = plan(Path("/etc/mbr-live/system.toml"), closed, "mbr", program).files[units / "mbr-infer.service"]
     assert "IPAddressDeny=any" in infer and "ProtectHome=yes" in infer and "ReadWritePaths=/srv/mbr\n" in infer
     make_keys(tmp_path / "keys")
@@ -95,6 +102,37 @@ def test_networks_open_with_keys_alone_and_homes_where_they_are_used(config: Con
     assert "IPAddressDeny" not in infer and "ProtectHome=read-only" in infer
     with pytest.raises(MbrError, match="plain path"):
         plan(Path("/etc/my lab/system.toml"), closed, "mbr", program)
+
+
+def test_services_see_and_write_what_the_configuration_names(config: Config) -> None:
+    """Each path alone, while all else lies outside of the homes."""
+    home, units = Path("/home/lab/x"), Path("/etc/systemd/system")
+    plain = config.model_copy(
+        update={"out": Path("/srv/mbr"), "bundle": Path("/opt/bundle"), "calibration": Path("/srv/cal"), "store": None}
+    )
+    login = NetworkCamera.model_validate({"url": "rtsp://x/y", "user": "lab", "password_file": home})
+    hook = WebhookOutput(kind="webhook", name="hook", url="https://x.lab/y", token_file=home)
+    for update in (
+        {},
+        {"calibration": home},
+        {"wire": plain.wire.model_copy(update={"keys": home})},
+        {"camera": (plain.camera[0].model_copy(update={"source": login}),)},
+        {"output": (hook,)},
+        {"monitor": Monitor(alarm_command=(str(home), "--urgent"))},
+        {"store": Store(url=f"sqlite:///{home / 'mbr.sqlite'}")},
+    ):
+        used = plain.model_copy(update=update)
+        files = plan(Path("/etc/mbr-live/system.toml"), used, "mbr", Path("/opt/mbr-live/bin/mbr-live")).files
+        seen = f"ProtectHome={'read-only' if update else 'yes'}\n"
+        assert all(seen in text for path, text in files.items() if path.suffix == ".service"), update
+        if used.store:
+            assert f"ReadWritePaths=/srv/mbr -{home}\n" in files[units / "mbr-store.service"]
+
+
+def test_a_store_without_a_whole_path_is_refused(config: Config) -> None:
+    relative = config.model_copy(update={"store": Store(url="sqlite:///mbr.sqlite")})
+    with pytest.raises(MbrError, match="the whole path"):
+        plan(Path("/etc/mbr-live/system.toml"), relative, "mbr", Path("/opt/mbr-live/bin/mbr-live"))
 
 
 def test_the_processes_tell_systemd_that_they_are_ready_and_alive(config: Config, config_file: Path) -> None:

@@ -46,6 +46,43 @@ def test_variable_frame_rate(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def film(path: Path, codec: str = "libx264", frames: int = 100, start: int = 0, **options: str) -> Path:
+    """A bar that moves, at 25 fps; the first frame is at `start` frames of the file's own time."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 25)
+        stream.options = {name.replace("_", "-"): value for name, value in options.items()}
+        for n in range(frames):
+            pixels = np.full((48, 64, 3), 60, np.uint8)
+            pixels[:, n % 48 : n % 48 + 8] = 200
+            picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            picture.pts, picture.time_base = start + n, Fraction(1, 25)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("name", ["late.mkv", "late.avi", "late.wmv", "late.mp4", "late.ts", "late.flv"])
+def test_times_count_from_the_first_frame_wherever_it_lies(name: str, tmp_path: Path) -> None:
+    """As in files of a segment muxer that keeps its times: whole, though their headers say 254 s of some."""
+    path = film(tmp_path / name, "msmpeg4v2" if name.endswith("wmv") else "libx264", start=250 * 25, bf="0")
+    video = open_video(path)
+    times_ns = [frame.time_ns for frame in video]
+    assert len(times_ns) == 100 and times_ns[0] == 0
+    assert video.times_ns().tolist() == times_ns
+    assert name.endswith("avi") or video.declared_s == pytest.approx(4, abs=0.1)
+
+
+@pytest.mark.parametrize("start", [0, 250 * 25])
+def test_a_file_that_is_cut_off_is_refused_wherever_it_begins(start: int, tmp_path: Path) -> None:
+    path = film(tmp_path / "whole.mkv", start=start)
+    content = path.read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 3])
+    with pytest.raises(MbrError, match=r"cut\.mkv: the file promises frames to .* It is cut off"):
+        list(open_video(tmp_path / "cut.mkv"))
+
+
 def test_joined_files_go_on_where_the_one_before_ended(box_video: Path) -> None:
     joined = JoinedFiles("twice", [open_video(box_video), open_video(box_video)])
     frames = [(frame.number, frame.time_ns) for frame in joined]

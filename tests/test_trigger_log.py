@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_triggers import ONSET, WHILE, play, rows, rules
 
-from mbr_live.triggers.log import Summary, TriggerLog, message_id, open_log, read_receipts, read_yoked
+from mbr_live.triggers.log import HEADER, Summary, TriggerLog, message_id, open_log, read_receipts, read_yoked
 from mbr_live.triggers.machine import Action, TriggerRule, restored
 from mbr_live.triggers.outputs.protocol import TriggerMessage
 from mbr_live.triggers.outputs.workers import Delivery
@@ -89,10 +90,43 @@ def test_a_text_with_commas_and_lines_stays_one_row(tmp_path: Path) -> None:
 
 def test_what_is_not_a_log_of_receipts_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cage.triggers.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(MbrError, match=r"cage\.triggers\.json: cannot be read"):
+    with pytest.raises(MbrError, match="this is not a log of triggers"):
         open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
     with pytest.raises(MbrError, match="this is not a log of triggers"):
         list(read_receipts(tmp_path / "cage.triggers.csv"))
+
+
+@pytest.mark.parametrize("left", ["", "what,trig", HEADER, HEADER + "\n"])
+def test_a_process_that_was_killed_as_it_began_leaves_a_log_to_begin(tmp_path: Path, left: str) -> None:
+    path = tmp_path / "cage.triggers.csv"
+    path.write_text(left)  # and no summary
+    log, past = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+    log.close()
+    assert path.read_text() == HEADER + "\n"
+    assert log.summary.restarts == 0
+    assert not past.counts
+
+
+def test_a_disk_that_was_full_as_the_log_was_begun_is_waited_for(small_disk: Path) -> None:
+    free = shutil.disk_usage(small_disk).free
+    (small_disk / "ballast").write_bytes(bytes(free - 4096))  # the header finds room, the summary does not
+    with pytest.raises(OSError, match="No space left"):
+        open_log(small_disk, "cage", [ONSET], frozenset(), TEMPLATE)
+    assert (small_disk / "cage.triggers.csv").read_text() == HEADER + "\n"
+    (small_disk / "ballast").unlink()
+    log, _ = open_log(small_disk, "cage", [ONSET], frozenset(), TEMPLATE)
+    log.close()
+    assert (small_disk / "cage.triggers.json").exists()
+
+
+def test_receipts_without_their_summary_are_an_error(tmp_path: Path) -> None:
+    log, _ = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+    action = Action("stim", "cage", "on", 1, 5)
+    log.decided(message_of(log, action), action, dry_run=False)
+    log.close()
+    (tmp_path / "cage.triggers.json").unlink()
+    with pytest.raises(MbrError, match=r"cage\.triggers\.json: cannot be read"):
+        open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
 
 
 def test_what_was_not_begun_and_what_came_late_is_counted_over_restarts(tmp_path: Path) -> None:

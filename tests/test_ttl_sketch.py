@@ -62,12 +62,12 @@ def board(program: Path) -> Iterator[tuple[SerialBox, list[tuple[int, int, int]]
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
-    box = SerialBox("board", os.ttyname(near), 115200)
+    box = SerialBox(os.ttyname(near), 115200)
     try:
-        box.open()
+        box.open("board", 0)
         yield box, changes
     finally:
-        box.close()
+        box.close(0)
         over.set()
         process.kill()
         listener.join()  # what it reads from must not be closed under it

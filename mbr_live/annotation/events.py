@@ -14,11 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbr_live.annotation.marks import Finding, Marks
-from mbr_live.annotation.tables import TOLERANCE_NS, LabelTable, TimesNs, header_of, plain, rows_of
+from mbr_live.annotation.tables import (
+    LARGEST,
+    TOLERANCE_NS,
+    LabelTable,
+    TimesNs,
+    header_of,
+    outside,
+    plain,
+    rows_of,
+)
 from mbr_live.types import UNKNOWN, MbrError
 
-_LATE_NS = 500_000_000  # an event this long after the last frame is of another video
 _NO_BEHAVIOUR = "none"  # JAABA: the name of a bout that shows nothing
+_NO_MEDIA = ("", "na", "live")  # BORIS: what stands for the video of an observation without one
 
 Row = Mapping[str, str]
 """Cells of a BORIS export by the plain name of their column."""
@@ -146,7 +155,7 @@ def _text(value: Any) -> str:
 
 
 def _boris_rows(path: Path, needed: Sequence[str], videos: Sequence[str]) -> list[Row]:
-    """The rows of one recording: those that name one of its videos, or all where only one was observed."""
+    """The rows of one recording: those that name one of its videos, or all of one observation that names none."""
     number, header = header_of(path, needed)
     names = [plain(name) for name in header]
     rows: list[Row] = [
@@ -159,25 +168,36 @@ def _boris_rows(path: Path, needed: Sequence[str], videos: Sequence[str]) -> lis
         raise MbrError(
             f"{path}: the observation has a time offset of {offset} s. Set it to 0 in BORIS and export again."
         )
-    media = next((name for name in ("media file name", "media file path") if name in names), None)
+    named = [_media(row) for row in rows]
     stems = set(map(plain, videos))
-    of_video = [row for row in rows if media and stems & {plain(_stem(part)) for part in row[media].split(";")}]
-    observations = {(row.get("observation id", ""), row[media] if media else "") for row in rows}
-    if not of_video and len(observations) > 1:
-        found = ", ".join(sorted({_stem(each) or observation for observation, each in observations})[:5])
-        raise MbrError(f"{path}: it has several observations ({found}), none of {', '.join(videos)}. Export that one.")
-    return of_video or rows
+    of_video = [row for row, found in zip(rows, named, strict=True) if stems & set(map(plain, found))]
+    observations = {row.get("observation id", "") for row in rows}
+    if of_video or (len(observations) == 1 and not any(named)):
+        return of_video or rows
+    found = sorted({name for each in named for name in each} or observations)[:5]
+    raise MbrError(
+        f"{path}: found {'events of ' + ', '.join(found) if found else 'no event'}, expected events of "
+        f"{', '.join(videos)}. Export that observation; if it has none, give a table of zeros with a row per frame."
+    )
 
 
-def _stem(media: str) -> str:
-    return re.split(r"[/\\:]", media.strip())[-1].rsplit(".", 1)[0]
+def _media(row: Row) -> list[str]:
+    """The names of the video files that an event is of, without their endings; none of a live observation."""
+    files = (row.get("media file name") or row.get("media file path") or "").split(";")
+    stems = [re.split(r"[/\\:]", file.strip())[-1].rsplit(".", 1)[0] for file in files]
+    return [stem for stem in stems if plain(stem) not in _NO_MEDIA]
 
 
 def _time_ns(path: Path, row: Row, column: str) -> int:
     try:
-        return round(float(row[column]) * 1e9)
-    except ValueError as error:
-        raise MbrError(f"{path}: {row[column]!r} in column {column!r} is no time. Expected seconds.") from error
+        seconds = float(row[column])
+    except ValueError:
+        seconds = float("inf")
+    if not abs(seconds) <= LARGEST:
+        raise MbrError(
+            f"{path}: {row[column]!r} in column {column!r} is no time. Expected seconds; decimals have a point."
+        )
+    return round(seconds * 1e9)
 
 
 def _paired(path: Path, events: Sequence[Row], kind: str, end_ns: int) -> tuple[list[_Bout], list[Finding]]:
@@ -214,12 +234,17 @@ def _table(
     findings: Sequence[Finding],
     wanted: Collection[str],
 ) -> LabelTable:
-    """Marks of every source frame: a frame belongs to a bout from its onset on, until before its offset."""
+    """Marks of every source frame: a frame belongs to a bout from its onset on, until before its offset.
+
+    A bout that is shorter than a frame has the frame at its onset, or the next one.
+    """
     names = tuple(sorted({bout.code for bout in bouts}))
     marks: Marks = np.zeros((len(times_ns), len(names)), np.int8)
     for bout in sorted(bouts, key=lambda bout: bout.mark):
         first, stop = np.searchsorted(times_ns, np.array((bout.start_ns, bout.stop_ns)) - TOLERANCE_NS)
-        marks[first : max(stop, first + 1), names.index(bout.code)] = bout.mark
+        if bout.start_ns >= times_ns[0] - TOLERANCE_NS:
+            stop = max(stop, first + 1)
+        marks[first:stop, names.index(bout.code)] = bout.mark
     found = list(findings)
     for name in (name for name in names if plain(name) in wanted):
         of_name = sorted(
@@ -232,8 +257,5 @@ def _table(
         if points:
             text = f"{path.name}: {points} events of {name} are points: one source frame each, which 10 fps may miss"
             found.append(Finding("point_events", text))
-    last_ns = max((bout.stop_ns for bout in bouts), default=0)
-    if last_ns > times_ns[-1] + _LATE_NS:
-        text = f"{path.name} has an event at {last_ns / 1e9:.1f} s, the video ends at {times_ns[-1] / 1e9:.1f} s"
-        found.append(Finding("too_many_frames", text))
-    return LabelTable(names, marks, 0, findings=tuple(found))
+    at_ns = np.array(sorted(time_ns for bout in bouts for time_ns in (bout.start_ns, bout.stop_ns)), np.int64)
+    return LabelTable(names, marks, 0, findings=(*found, *outside(path, at_ns, times_ns)))

@@ -70,7 +70,7 @@ def read_annotations(
     """
     tables: list[LabelTable] = []
     findings: list[Finding] = []
-    spellings = {behaviour: _spellings(names) for behaviour, names in columns.items()}
+    spellings = {name: _spellings(name) for names in columns.values() for name in names}
     for path in paths:
         try:
             table = _read(path, format_, frozenset().union(*spellings.values()), times_ns, videos)
@@ -82,11 +82,11 @@ def read_annotations(
     if not tables:
         return Annotations(tuple(columns), np.zeros((0, len(columns)), np.int8)), tuple(findings)
     frames = max(len(table.marks) for table in tables)
-    merged = [_merged(tables, spelling, frames) for spelling in spellings.values()]
-    for behaviour, found in zip(columns, merged, strict=True):
-        if found is None:
-            findings.append(Finding("missing_column", _missing_column(paths, behaviour, columns[behaviour])))
-    marks = np.column_stack([np.full(frames, UNKNOWN, np.int8) if found is None else found for found in merged])
+    found = {name: _marks_of(tables, spelling, frames) for name, spelling in spellings.items()}
+    for behaviour, names in columns.items():
+        if missing := [name for name in names if found[name] is None]:
+            findings.append(Finding("missing_column", _missing_column(paths, behaviour, missing)))
+    marks = np.column_stack([_any_of([found[name] for name in names], frames) for names in columns.values()])
     findings += _unknown(tables, frozenset().union(*spellings.values()))
     return Annotations(tuple(columns), marks, _judged(tables, frames)), tuple(findings)
 
@@ -153,14 +153,14 @@ def _read(path: Path, format_: Format, wanted: frozenset[str], times_ns: TimesNs
             return read_frames(path, wanted)
 
 
-def _spellings(names: Sequence[str]) -> frozenset[str]:
-    """All plain names that mean one of `names`."""
-    wanted = set(map(plain, names))
+def _spellings(name: str) -> frozenset[str]:
+    """All plain names that mean the same."""
+    wanted = {plain(name)}
     return frozenset(wanted.union(*(aliases for aliases in ALIASES if wanted & set(aliases))))
 
 
-def _merged(tables: Sequence[LabelTable], spelling: frozenset[str], frames: int) -> NDArray[np.int8] | None:
-    """Marks [N] of one behaviour: shown where one of its columns shows it; None where a column is missing."""
+def _marks_of(tables: Sequence[LabelTable], spelling: frozenset[str], frames: int) -> NDArray[np.int8] | None:
+    """Marks [N] of one column or code; None where it is missing."""
     found = [
         _padded(table.marks[:, place], frames)
         for table in tables
@@ -168,13 +168,18 @@ def _merged(tables: Sequence[LabelTable], spelling: frozenset[str], frames: int)
         if plain(name) in spelling
     ]
     if found:
-        columns: Marks = np.column_stack(found)
-        shown, unknown = (columns == 1).any(axis=1), (columns == UNKNOWN).any(axis=1)
-        return np.where(shown, 1, np.where(unknown, UNKNOWN, 0)).astype(np.int8)
+        return _any_of(found, frames)
     absent = [table.absent for table in tables]
     if 0 in absent:
         return _padded(np.zeros(len(tables[absent.index(0)].marks), np.int8), frames)
     return None if None in absent else np.full(frames, UNKNOWN, np.int8)
+
+
+def _any_of(found: Sequence[NDArray[np.int8] | None], frames: int) -> NDArray[np.int8]:
+    """Marks [N] of what is shown where one of the columns shows it; nothing is known of one that is missing."""
+    columns: Marks = np.column_stack([np.full(frames, UNKNOWN, np.int8) if each is None else each for each in found])
+    shown, unknown = (columns == 1).any(axis=1), (columns == UNKNOWN).any(axis=1)
+    return np.where(shown, 1, np.where(unknown, UNKNOWN, 0)).astype(np.int8)
 
 
 def _padded(marks: NDArray[np.int8], frames: int) -> NDArray[np.int8]:
@@ -182,24 +187,26 @@ def _padded(marks: NDArray[np.int8], frames: int) -> NDArray[np.int8]:
 
 
 def _count_findings(path: Path, table: LabelTable, frames: int) -> list[Finding]:
-    """Whether a table that counts frames fits its video; programs differ by a frame or two at the end."""
-    rows = len(table.marks)
-    if not (table.counts_frames and table.names) or abs(rows - frames) <= max(2, 0.002 * frames):
+    """Whether a table fits its video; programs differ by a frame or two at the end."""
+    rows, text = len(table.marks), f"{path.name} has labels of {len(table.marks)} frames, the video {frames} frames"
+    if not table.names or abs(rows - frames) <= max(2, 0.002 * frames):
         return []
-    text = f"{path.name} has {rows} rows, the video {frames} frames"
     if rows > frames:
         return [Finding("too_many_frames", f"{text}. Is it the label file of this video?")]
+    if not table.counts_frames:
+        return []
     return [
         Finding("too_few_frames", f"{text}; those without a row are not labelled. A row stands for a source frame.")
     ]
 
 
-def _missing_column(paths: Sequence[Path], behaviour: str, names: Sequence[str]) -> str:
+def _missing_column(paths: Sequence[Path], behaviour: str, missing: Sequence[str]) -> str:
     header = [name for path in paths if path.suffix != ".mat" for name in header_of(path)[1] if name]
-    close = get_close_matches(plain(behaviour), [plain(name) for name in header], cutoff=0.5)
+    known = [plain(name) for name in header]
+    close = dict.fromkeys(match for name in missing for match in get_close_matches(plain(name), known, cutoff=0.5))
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     shown = ", ".join(map(repr, header[:8])) + (", ..." if len(header) > 8 else "")
-    wanted = " or ".join(map(repr, names))
+    wanted = " nor ".join(map(repr, missing))
     return f"no column {wanted} for {behaviour}; the labels have {shown}.{hint} Set its columns = [...]"
 
 

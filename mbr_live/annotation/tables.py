@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -22,6 +23,8 @@ TimesNs = NDArray[np.int64]
 """Presentation times of all N source frames of a video since its first frame, in ns."""
 
 TOLERANCE_NS = 1_000_000  # labelling programs write times with three decimals
+LARGEST = 1e9  # of a frame's number and a time in s; beyond it is no recording, nor can all be counted in ns
+_LATE_NS = 500_000_000  # a time this far from the video is of another one
 _NOT_A_NUMBER = ("nan", "na", "n/a", "none", "null")
 _WORDS = {"": 0.0, "true": 1.0, "false": 0.0}
 _HEADER_ROWS = 60  # a preamble before the header is not longer than this
@@ -119,14 +122,24 @@ def read_binary_table(path: Path, times_ns: TimesNs) -> LabelTable:
     first = [plain(name) for name in header].index("time")
     places = [place for place in range(len(header)) if place != first and header[place].strip()]
     seconds = _numbers(path, header[first], _columns(path, header, [first])[0])
-    starts = np.round(seconds * 1e9).astype(np.int64) - TOLERANCE_NS
-    if np.any(np.diff(starts) <= 0):
+    if np.any(np.isnan(seconds)) or np.any(np.diff(seconds) <= 0):
         raise MbrError(f"{path}: the times do not rise from row to row. Export the binary table of one observation.")
+    starts = np.round(seconds * 1e9).astype(np.int64) - TOLERANCE_NS
     marks, findings = _marks(path, header, places)
     step_ns = int(starts[-1] - starts[-2]) if len(starts) > 1 else 0
     held = _held(marks, starts, times_ns)
     held[times_ns >= starts[-1] + step_ns] = UNKNOWN
+    findings = (*findings, *outside(path, starts[[0, -1]], times_ns))
     return LabelTable(tuple(header[place] for place in places), held, None, findings=findings)
+
+
+def outside(path: Path, at_ns: NDArray[np.int64], times_ns: TimesNs) -> tuple[Finding, ...]:
+    """Whether one of the times `at_ns` lies far from the video."""
+    far = at_ns[(at_ns < times_ns[0] - _LATE_NS) | (at_ns > times_ns[-1] + _LATE_NS)]
+    if not len(far):
+        return ()
+    text = f"{path.name} says something of {far[-1] / 1e9:.1f} s, the video ends at {times_ns[-1] / 1e9:.1f} s"
+    return (Finding("too_many_frames", text),)
 
 
 def _held(marks: Marks, starts: NDArray[np.int64], grid: NDArray[np.int64]) -> Marks:
@@ -140,7 +153,13 @@ def _held(marks: Marks, starts: NDArray[np.int64], grid: NDArray[np.int64]) -> M
 
 
 def _delimiter(lines: Sequence[str]) -> str:
-    return max(",;\t", key=lambda mark: max((line.count(mark) for line in lines), default=0))
+    """What parts most lines into the same number of cells; commas of decimals and of texts are in fewer."""
+
+    def alike(mark: str) -> tuple[int, int]:
+        cells = Counter(len(row) for row in csv.reader(lines, delimiter=mark) if len(row) > 1)
+        return max(((rows, width) for width, rows in cells.items()), default=(0, 0))
+
+    return max(",;\t", key=alike)
 
 
 def _columns(path: Path, header: Sequence[str], places: Sequence[int]) -> list[list[str]]:
@@ -194,8 +213,12 @@ def _number(path: Path, name: str, text: str) -> float:
     if word in _NOT_A_NUMBER:
         return float("nan")
     try:
-        return _WORDS[word] if word in _WORDS else float(word)
-    except ValueError as error:
+        number = _WORDS[word] if word in _WORDS else float(word)
+    except ValueError:
+        number = float("inf")
+    if not abs(number) <= LARGEST:
         raise MbrError(
-            f"{path}: column {name!r} has {text!r}. Expected a number. Mend it or name its format."
-        ) from error
+            f"{path}: column {name!r} has {text!r}. Expected a number; decimals have a point. "
+            "Mend it or name its format."
+        )
+    return number

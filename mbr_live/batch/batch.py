@@ -21,7 +21,7 @@ from mbr_live.engines.protocol import Engine
 from mbr_live.label_log import LABELS_SUFFIX, gap_ranges, read_labels
 from mbr_live.label_segments import closed_segments, segment_folder
 from mbr_live.pipeline import Features, Hindsight, LaneState, Pipeline, Seen, SightState
-from mbr_live.sinks import BOUTS_SUFFIX, PART_SUFFIX, RUN_SUFFIX, RunManifest, SessionLog, versions, write_run
+from mbr_live.sinks import BOUTS_SUFFIX, PART_SUFFIX, RUN_SUFFIX, RunManifest, SessionLog, read_run, versions, write_run
 from mbr_live.types import Decision, Frame, MbrError, SourceFrame
 from mbr_live.video.sources import JOURNAL_SUFFIX, JoinedFiles, Recording, Source, VideoFile, sampled
 
@@ -84,11 +84,7 @@ def run_job(
     frames = _frames(job, progress)
     finals = [out / f"{job.name}{suffix}" for suffix in (LABELS_SUFFIX, BOUTS_SUFFIX)]
     labels, bouts = parts = [path.with_name(path.name + PART_SUFFIX) for path in finals]
-    if closed_segments(finals[0]):
-        raise MbrError(
-            f"{segment_folder(finals[0])}: holds label files of a live session of this name, which would be taken for "
-            "a part of these labels. Give another --out."
-        )
+    _refuse_live_session(out, job.name)
     windows = {job.name: window_px} if window_px else None
     pipeline = Pipeline(bundle.manifest, engine, windows)
     out.mkdir(parents=True, exist_ok=True)
@@ -119,6 +115,7 @@ def run_job(
             drifted=drift.drifted(figures) if drift else [],
             timings=_timings(log, time.monotonic() - wall_s, time.process_time() - cpu_s),
         )
+        _refuse_live_session(out, job.name)  # one may have begun meanwhile
         for part, final in zip(parts, finals, strict=True):
             part.replace(final)
         write_run(out / f"{job.name}{RUN_SUFFIX}", run)
@@ -126,6 +123,20 @@ def run_job(
         for part in parts:
             part.unlink(missing_ok=True)
     return run
+
+
+def _refuse_live_session(out: Path, name: str) -> None:
+    """MbrError where `out` holds the labels of a live session of this name: they are final, and it may still run."""
+    labels, run = out / f"{name}{LABELS_SUFFIX}", out / f"{name}{RUN_SUFFIX}"
+    if closed_segments(labels):
+        raise MbrError(
+            f"{segment_folder(labels)}: holds label files of a live session of this name, which would be taken for "
+            "a part of these labels. Give another --out."
+        )
+    if run.exists() and read_run(run).mode == "live":
+        raise MbrError(
+            f"{labels}: these are the labels of a live session, which nothing may replace. Give another --out."
+        )
 
 
 def _drift(bundle: Bundle) -> Drift | None:

@@ -1,4 +1,4 @@
-"""`mbr-live batch`: many files, a progress bar each, a table at the end, an exit code that says whether all is well.
+"""`mbr-live batch`: many files, a bar for each at work, a table at the end, an exit code that says whether all is well.
 
 Several files are labelled at the same time, each in a process of its own: the files of a process would wait for each
 other, and on a machine with many cores one file cannot use them all.
@@ -11,18 +11,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.markup import escape
 from rich.table import Table
 
 from mbr_live.batch.batch import Job, Replayed, jobs_of
 from mbr_live.batch.workers import Labeller, labelled
 from mbr_live.bundle import load_bundle
 from mbr_live.engines.choice import cores, kind_of
-from mbr_live.jobs import Told
+from mbr_live.progress import bars
 from mbr_live.sinks import RunManifest, read_run
 from mbr_live.types import DEFAULT_ENGINE, EngineWish, MbrError
 
 EXIT_SOME_FAILED = 1
+_ALL = "recordings"
 
 _log = logging.getLogger(__name__)
 
@@ -54,15 +55,18 @@ def batch_program(
         )  # fmt: skip
     done: dict[int, RunManifest] = {}
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        shown = [bars.add_task(job.name, total=None) for job in jobs]
-        for number, ended in labelled(labeller, jobs, at_once or cores(), _shows(bars, shown)):
+    with bars(over=_ALL) as show:
+        show(_ALL, 0, len(jobs))
+
+        def far(number: int, frames: int, total: int | None) -> None:
+            show(jobs[number].name, frames, total)
+
+        for count, (number, ended) in enumerate(labelled(labeller, jobs, at_once or cores(), far), start=1):
+            show(jobs[number].name, 1, 1)
+            show(_ALL, count, len(jobs))
             if isinstance(ended, RunManifest):
-                bars.update(shown[number], total=1, completed=1)
                 done[number] = ended
             else:
-                bars.update(shown[number], description=f"{jobs[number].name}: failed")
                 errors.print(f"mbr-live: {ended}")
     if done:
         Console().print(_table([done[number] for number in sorted(done)]))
@@ -73,10 +77,6 @@ def batch_program(
                 errors.print(f"{run.recording}: {', '.join(run.drifted)} unlike training; see drift in its .run.json")
         print(f"labels, bouts and manifests: {out}")
     return 0 if len(done) == len(jobs) else EXIT_SOME_FAILED
-
-
-def _shows(bars: Progress, shown: Sequence[TaskID]) -> Told:
-    return lambda number, done, total: bars.update(shown[number], completed=done, total=total)
 
 
 def _lived(path: Path, jobs: Sequence[Job]) -> RunManifest:
@@ -100,5 +100,5 @@ def _table(runs: Sequence[RunManifest]) -> Table:
         frames, ok = sum(run.rows.values()), run.rows.get("ok", 0)
         bouts = ", ".join(f"{count} {name}" for name, count in run.bouts.items())
         speed = f"{run.timings['output_frames_per_s']:.0f}"
-        table.add_row(run.recording, str(frames), str(ok), str(frames - ok), bouts, speed)
+        table.add_row(escape(run.recording), str(frames), str(ok), str(frames - ok), bouts, speed)
     return table

@@ -13,7 +13,7 @@ from mbr_live.batch.batch import Job, Replayed, estimated_frames, run_job
 from mbr_live.bundle import Bundle
 from mbr_live.engines.choice import open_engine
 from mbr_live.engines.protocol import Engine
-from mbr_live.jobs import Far, Killed, Told, done_apart, outcome
+from mbr_live.jobs import Ended, Failed, Far, Killed, Told, done_apart, outcome
 from mbr_live.sinks import RunManifest
 from mbr_live.types import DEFAULT_ENGINE, EngineKind, EngineWish, MbrError
 
@@ -62,14 +62,18 @@ def labelled(
     at_once = min(at_once, len(jobs))
     if at_once > 1:
         for number, ended in done_apart(partial(labeller.opened, at_once), jobs, at_once, told):
-            yield number, _killed(jobs[number]) if isinstance(ended, Killed) else ended
+            yield number, _explained(jobs[number], ended)
         return
     for number, job in enumerate(jobs):
-        yield number, outcome(partial(labeller.label, engine), job, partial(told, number))
+        yield number, _explained(job, outcome(partial(labeller.label, engine), job, partial(told, number)))
 
 
-def _killed(job: Job) -> MbrError:
-    return MbrError(
-        f"{job.name}: the process that was to label it was killed, most often for want of memory. "
-        "Label fewer files at the same time: --at-once 1."
-    )
+def _explained(job: Job, ended: Ended[RunManifest]) -> RunManifest | MbrError:
+    if isinstance(ended, Failed):
+        return ended.explained(job.name)
+    if isinstance(ended, Killed):
+        return MbrError(
+            f"{job.name}: the process that was to label it was killed, most often for want of memory. "
+            "Label fewer files at the same time: --at-once 1."
+        )
+    return ended

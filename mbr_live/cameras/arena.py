@@ -60,6 +60,17 @@ def parse_arena(text: str) -> Arena:
         ) from error
 
 
+def check_in_picture(arena: Arena, picture: Image) -> None:
+    """MbrError for an arena whose middle the picture does not show: most often its numbers are of another camera."""
+    height, width = picture.shape[:2]
+    x_px, y_px = arena.middle_px
+    if not (0 <= x_px < width and 0 <= y_px < height):
+        raise MbrError(
+            f"--arena: its middle is at {x_px:.0f}, {y_px:.0f}, expected one within the picture of {width} x {height} "
+            "pixels. Measure it in a picture of this camera, from its upper left corner."
+        )
+
+
 def _outline(mask: Grey) -> NDArray[np.int32] | None:
     """The outline of the part of a mask that holds the middle, [N, 1, 2]; None where it cannot be an arena."""
     height, width = mask.shape

@@ -12,9 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 
-from mbr_live.cameras.arena import find_arena, parse_arena
+from mbr_live.cameras.arena import check_in_picture, find_arena, parse_arena
 from mbr_live.cameras.calibration import (
     Arena,
     Calibration,
@@ -28,6 +27,7 @@ from mbr_live.cameras.health import make_reference
 from mbr_live.cameras.live_camera import LiveCamera
 from mbr_live.cameras.log import CameraLog
 from mbr_live.config import Camera, Config
+from mbr_live.progress import tracked
 from mbr_live.sinks import write_atomically
 from mbr_live.stages import locate
 from mbr_live.stages.blindness import BlindState, is_blind
@@ -65,6 +65,8 @@ def calibrate_camera_program(
     given = parse_arena(arena) if arena else None
     seen = _look(camera, max(2 * KEPT_PICTURES, round(seconds * RATE_FPS)))
     reference = np.median(np.stack(seen.pictures), axis=0).astype(np.uint8)
+    if given is not None:
+        check_in_picture(given, reference)
     found = given or find_arena(reference)
     scale = px_per_cm or (found.length_px / arena_cm if found and arena_cm else None)
     judged = make_reference(seen.pictures)
@@ -90,7 +92,7 @@ def _look(camera: Camera, frames: int) -> _Seen:
     pictures: list[Image] = []
     shown: Image = np.zeros((0, 0, 3), np.uint8)
     seen = 0
-    for pixels in track(_pictures(camera, frames), f"looking at {camera.name}", total=frames):
+    for pixels in tracked(_pictures(camera, frames), f"looking at {camera.name}", frames):
         is_dark, blind = is_blind(pixels, blind)
         if is_dark:
             raise MbrError(

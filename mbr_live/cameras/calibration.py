@@ -41,6 +41,11 @@ class Circle(_Part):
         """Its diameter."""
         return 2 * self.radius_px
 
+    @property
+    def middle_px(self) -> Point:
+        """Its centre."""
+        return self.x_px, self.y_px
+
 
 class Polygon(_Part):
     """An arena with corners, in pixels of the frame."""
@@ -53,6 +58,12 @@ class Polygon(_Part):
         """Its longest side."""
         following = (*self.corners_px[1:], self.corners_px[0])
         return max(math.dist(one, other) for one, other in zip(self.corners_px, following, strict=True))
+
+    @property
+    def middle_px(self) -> Point:
+        """The mean of its corners."""
+        x_px, y_px = zip(*self.corners_px, strict=True)
+        return math.fsum(x_px) / len(x_px), math.fsum(y_px) / len(y_px)
 
 
 Arena = Circle | Polygon

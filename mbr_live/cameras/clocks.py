@@ -19,7 +19,7 @@ intervals, laid on the host's clock."""
 
 DRIFT = 1e-4  # most that a camera's quartz may run fast: 0.1 ms per second
 OLDEST_STAMP_NS = 1_000_000_000
-JUMP_NS = 5_000_000_000  # a frame that seems later than this comes from a clock that was set back
+JUMP_NS = 5_000_000_000  # a frame that seems later than this comes from a clock that was set back while none came
 
 
 class EpochClock:
@@ -64,13 +64,16 @@ class Alignment:
     """How a camera's clock stands to the host's."""
 
     offset_ns: int  # host time = camera time + offset
-    camera_ns: int  # latest camera time seen
+    camera_ns: int  # of the latest frame
 
 
 def align(camera_ns: int, host_ns: int, before: Alignment | None) -> Alignment:
-    """The alignment after a frame of the camera's time `camera_ns` arrived at the host's time `host_ns`."""
+    """The alignment after a frame of the camera's time `camera_ns` arrived at the host's time `host_ns`.
+
+    Frames come in their order: a time that goes back means that the camera's clock was set, and begins anew.
+    """
     delay_ns = host_ns - camera_ns
-    if before is None or delay_ns - before.offset_ns > JUMP_NS:
+    if before is None or camera_ns < before.camera_ns or delay_ns - before.offset_ns > JUMP_NS:
         return Alignment(delay_ns, camera_ns)
-    allowed_ns = int(max(0, camera_ns - before.camera_ns) * DRIFT)
-    return Alignment(min(delay_ns, before.offset_ns + allowed_ns), max(camera_ns, before.camera_ns))
+    allowed_ns = int((camera_ns - before.camera_ns) * DRIFT)
+    return Alignment(min(delay_ns, before.offset_ns + allowed_ns), camera_ns)

@@ -94,14 +94,15 @@ class CameraLog:
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """The rows of an outage log; MbrError when it is not one."""
+    """The rows of an outage log; MbrError when it is not one. An empty one, whose first row found no room, has none."""
     with path.open() as lines:
-        header = next(lines, "").rstrip("\n")
+        # A row that is being written, or was torn off by a power cut, is not one yet; the same goes for the header.
+        whole = (line.rstrip("\n") for line in lines if line.endswith("\n"))
+        header = next(whole, CAMERA_LOG_HEADER)
         if header != CAMERA_LOG_HEADER:
             raise MbrError(f"{path}: found the header {header[:60]!r}, expected {CAMERA_LOG_HEADER!r}. Check the file.")
-        for line in lines:
-            if line.endswith("\n"):  # a row that is being written, or was torn off by a power cut, is not one yet
-                yield _event(path, line.rstrip("\n"))
+        for line in whole:
+            yield _event(path, line)
 
 
 def read_outages(path: Path) -> list[Outage]:

@@ -25,6 +25,7 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 
 from mbr_live.annotation.formats import read_annotations
 from mbr_live.annotation.marks import Annotations, Finding, ProblemKind, Severity
+from mbr_live.bundle import BundleName, clashing_columns
 from mbr_live.datasets import splits
 from mbr_live.datasets.extractor_config import FROM_SCRATCH, IMAGENET, OWN
 from mbr_live.datasets.recordings import (
@@ -74,9 +75,9 @@ class Problem:
 
 
 class Dataset(Section):
-    """A dataset file."""
+    """A dataset file. Its name, and those of its behaviours, are what a bundle that is trained on it says."""
 
-    name: str
+    name: BundleName
     summary: str  # for the model card: what this model is, and what it is not for
     warmup_frames: Annotated[int, Field(ge=0)] = 20
     max_gap_s: Annotated[float, Field(ge=0.0)] = 0.5
@@ -242,6 +243,11 @@ def _check_behaviours(dataset: Dataset) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise MbrError(f"the behaviour {', '.join(twice)} is there twice. Merge their columns into one.")
+    if clashing := clashing_columns(names):
+        raise MbrError(
+            f"the behaviours {', '.join(names)} would give label logs two columns {', '.join(clashing)}. Call them "
+            "otherwise, and name what they are called in labels with columns = [...]."
+        )
     strangers = sorted({name for entry in dataset.clips for name in entry.classes} - set(names))
     if strangers:
         raise MbrError(f"clips show {', '.join(strangers)}, which is no behaviour of the dataset ({', '.join(names)}).")

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from mbr_live.annotation.marks import Marks, ProblemKind, runs
 from mbr_live.datasets import dataset, recordings
 from mbr_live.datasets.dataset import Dataset, Problem
 from mbr_live.datasets.recordings import Clip, RecordingSpec
+from mbr_live.progress import tracked
 from mbr_live.types import RATE_FPS, UNKNOWN, MbrError
 
 EXIT_ERRORS = 1
@@ -44,8 +44,7 @@ def check_program(dataset_file: Path, out: Path | None) -> int:
     cache = dataset.cache_folder()
     problems: list[Problem] = []
     truth: dict[str, Marks] = {}
-    progress = Console(stderr=True)
-    for spec in track(specs, "reading labels", console=progress):
+    for spec in tracked(specs, "reading labels", len(specs)):
         annotations, found = dataset.annotated(spec, plan, cache)
         problems += found
         source_frames = dataset.sampled_frames(spec, cache) if len(annotations.marks) else np.zeros(0, np.int64)
@@ -57,7 +56,7 @@ def check_program(dataset_file: Path, out: Path | None) -> int:
     for text in (*(f"note: {caveat}" for caveat in plan.caveats), *problem_lines(problems)):
         console.print(text, markup=False)
     if out is not None:
-        _plot(plan, lines, out, progress)
+        _plot(plan, lines, out)
         console.print(f"plots: {out}", markup=False)
     errors = sum(problem.severity == "error" for problem in problems)
     console.print(f"{len(specs)} recordings, {errors} errors, {len(problems) - errors} warnings", markup=False)
@@ -167,7 +166,7 @@ def _statistics(line: Line, behaviour: int) -> tuple[str, str, str, str]:
     )
 
 
-def _plot(plan: Dataset, lines: Sequence[Line], out: Path, progress: Console) -> None:
+def _plot(plan: Dataset, lines: Sequence[Line], out: Path) -> None:
     """Ethograms of the recordings, some on a page, and the bout lengths; clips are too short for either."""
     try:
         from mbr_live.datasets.plots import plot_bout_lengths, plot_ethograms
@@ -176,7 +175,7 @@ def _plot(plan: Dataset, lines: Sequence[Line], out: Path, progress: Console) ->
     shown = [line for line in lines if not isinstance(line.spec.source, Clip) and len(line.parts[0])]
     names = [behaviour.name for behaviour in plan.behaviours]
     pages = range(0, len(shown), _RECORDINGS_PER_PICTURE)
-    for page, first in enumerate(track(pages, "drawing", console=progress), start=1):
+    for page, first in enumerate(tracked(pages, "drawing", len(pages)), start=1):
         of_page = {
             f"{line.name} ({line.spec.split})": line.parts[0] for line in shown[first : first + _RECORDINGS_PER_PICTURE]
         }

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mbr_live.annotation.marks import ProblemKind, Severity
+from mbr_live.bundle import BehaviourName
 from mbr_live.datasets import splits
 from mbr_live.datasets.augmentation import Augmentation, RecordingAugmentation
 from mbr_live.datasets.extractor_config import PictureSettings
@@ -37,7 +38,7 @@ ThresholdRule = Literal["fit", "shrunk"] | Annotated[float, Field(gt=0.0, lt=1.0
 class BehaviourSpec(Section):
     """A behaviour to learn: what it is called in label files, and how long its bouts and pauses in them are."""
 
-    name: str
+    name: BehaviourName
     columns: tuple[str, ...] = ()  # columns or codes that count as it; default: its own name, and names for the same
     min_bout_s: BoutSeconds = 0.3  # "fit": by the validation recordings
     bridge_s: BoutSeconds = 0.2

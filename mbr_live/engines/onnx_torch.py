@@ -1,8 +1,8 @@
 """Runs the ONNX graphs of a bundle in torch, operator by operator as the ONNX specification defines them.
 
 Written for exactness, not for speed: it is what the engines are held against. Its operators are those that
-`mbr_live.training.models` exports; a graph with another one is refused when it is loaded. The published
-converter (onnx2torch) does not know LSTM and slices in a way that torch no longer allows.
+`mbr_live.training.models` exports and `mbr_live.training.merging` adds; a graph with another one is refused when it is
+loaded. The published converter (onnx2torch) does not know LSTM and slices in a way that torch no longer allows.
 """
 
 from __future__ import annotations
@@ -290,6 +290,7 @@ OPERATORS: dict[str, Operator] = {
     "Split": _split,
     "Squeeze": _squeeze,
     "Sub": lambda a, x, y: x - y,
+    "Sum": lambda a, *each: sum(each),
     "Tanh": lambda a, x: torch.tanh(x),
     "Transpose": lambda a, x: x.permute(a["perm"]) if "perm" in a else x.T,
     "Unsqueeze": _unsqueeze,

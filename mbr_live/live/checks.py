@@ -25,7 +25,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-from mbr_live.bundle import check_live, load_bundle
+from mbr_live.bundle import Bundle, check_live, load_bundle
 from mbr_live.cameras.calibration import load_calibration, load_reference
 from mbr_live.cameras.live_camera import LiveCamera
 from mbr_live.cameras.log import CameraLog
@@ -33,6 +33,7 @@ from mbr_live.config import Camera, Config, NetworkCamera
 from mbr_live.engines.choice import kind_of, open_engine
 from mbr_live.engines.parity import one_frame, timed_s
 from mbr_live.keys import load_keys
+from mbr_live.label_log import LABELS_SUFFIX, last_frame
 from mbr_live.sinks import RUN_SUFFIX, read_run
 from mbr_live.triggers.output import check_outputs
 from mbr_live.types import RATE_FPS, EngineKind, MbrError
@@ -95,10 +96,26 @@ def _bundle(config: Config) -> Iterator[Finding]:
     try:
         bundle = load_bundle(config.bundle)
         check_live(bundle)
+        refuse_other_bundle(config, bundle)
     except MbrError as error:
         yield Finding("error", "bundle", str(error))
     else:
         yield Finding("ok", "bundle", f"{bundle.manifest.name}, {bundle.sha256[:12]}")
+
+
+def refuse_other_bundle(config: Config, bundle: Bundle) -> None:
+    """MbrError where labels are there, and would be gone on with, that another bundle made: a log is of one model."""
+    for camera in config.camera:
+        labels, path = (config.out / f"{camera.name}{suffix}" for suffix in (LABELS_SUFFIX, RUN_SUFFIX))
+        if not path.exists() or last_frame(labels) < 0:
+            continue
+        run = read_run(path)
+        if run.bundle_sha256 != bundle.sha256:
+            raise MbrError(
+                f"{labels}: its labels are of the bundle {run.bundle} ({run.bundle_sha256[:12]}), {bundle.path} is "
+                f"{bundle.manifest.name} ({bundle.sha256[:12]}), and a log is of one model. Use the bundle that the "
+                "session began with, or another folder."
+            )
 
 
 def recorded_engine(config: Config) -> EngineKind | None:
@@ -119,7 +136,9 @@ def _engine(config: Config) -> Iterator[Finding]:
     that a runtime that crashes is told like any other trouble, and none stays in the supervisor.
     """
     try:
-        check_live(load_bundle(config.bundle))
+        bundle = load_bundle(config.bundle)
+        check_live(bundle)
+        refuse_other_bundle(config, bundle)
     except MbrError:
         return  # `bundle` has said so
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:

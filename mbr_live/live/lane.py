@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ TIMINGS_HEADER = "frame,capture_to_receive_ms,capture_to_label_ms"
 
 STALE_AFTER_S = 1.0
 _FPS_OVER_S = 5.0
+
+_log = logging.getLogger(__name__)
 
 
 class Timing(NamedTuple):
@@ -68,6 +71,7 @@ class Lane:
             raise
         self.backlog = Backlog(camera.name, self._log.write)
         self._timings = WaitingRows(self._paths[TIMINGS_SUFFIX], TIMINGS_HEADER + "\n")
+        self._untimed = 0  # frames whose timing was let go of
         self.latency, self.on_the_way = LatencyHistogram(), LatencyHistogram()  # capture to label, to receipt
         self.refused: Counter[str] = Counter()
         self.session: str | None = None  # the capture process that sends
@@ -95,13 +99,22 @@ class Lane:
         self.last_frame_s = now_ns / 1e9
         self._recent_s.append(self.last_frame_s)
         if header.clock != own_clock():
-            self._timings.append(f"{header.index},,\n")
+            self._note(f"{header.index},,\n")
             return Timing(None, received_ns, now_ns)
         latency_ms = (now_ns - header.captured_ns) / 1e6
-        self._timings.append(f"{header.index},{(received_ns - header.captured_ns) / 1e6:.3f},{latency_ms:.3f}\n")
+        self._note(f"{header.index},{(received_ns - header.captured_ns) / 1e6:.3f},{latency_ms:.3f}\n")
         self.latency.add(latency_ms)
         self.on_the_way.add((received_ns - header.captured_ns) / 1e6)
         return Timing(header.captured_ns, received_ns, now_ns)
+
+    def _note(self, row: str) -> None:
+        """Keep a row of timings, as far as there is room: labels go on without them."""
+        try:
+            self._timings.append(row)
+        except Unwritable as error:
+            if not self._untimed:
+                _log.error("%s What finds no place is let go of; labels go on.", error)
+            self._untimed += 1
 
     def hear(self, message: Heartbeat | End) -> None:
         """Take what the capture process says of itself and of its camera."""
@@ -172,6 +185,8 @@ class Lane:
         """End the session: close the open bouts, and complete the manifest. Unwritable on a full disk."""
         self._log.close()
         self._timings.close()
+        if self._untimed:
+            _log.error("%s: the timings of %d frames are missing", self._paths[TIMINGS_SUFFIX], self._untimed)
         self.run.exit_status = "complete" if self.ended else "stopped"
         self.run.finished = datetime.now(UTC).isoformat()
         self.run.rows, self.run.bouts = dict(self._log.rows), dict(self._log.bout_counts)

@@ -67,15 +67,9 @@ class System:
             )
             for camera in config.camera
         ]
-
-        aside = {
-            "monitor": config.monitor, "store": config.store, "clips": config.recording.clips,
-            "parquet": config.labels.parquet,
-        }  # fmt: skip
         self.aside = [
             Child(name, (name, str(self.config_path)), logs / f"{name}.log", restarts_per_minute)
-            for name, wanted in aside.items()
-            if wanted
+            for name in config.aside
         ]
         # Its own process: what triggers do must not hold up labels.
         output = Child("output", ("output", str(self.config_path)), logs / "output.log", restarts_per_minute)

@@ -8,10 +8,14 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
-from mbr_live.config import Config
+from pydantic import BaseModel
+
+from mbr_live.config import Config, Store
 from mbr_live.types import MbrError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -36,7 +40,8 @@ def plan(config_file: Path, config: Config, user: str, program: Path, root: Path
         "CONFIG": _unit_path(config_file),
         "USER": user,
         "OUT": _unit_path(config.out),
-        "HOME": _home_protection(program, config_file, config.bundle, config.out),
+        "STORE": " ".join(f"-{_unit_path(folder)}" for folder in _store_folders(config.store)),
+        "HOME": _home_protection(program, config_file, *_used(config)),
         "NETWORK": "" if config.wire.keys else "IPAddressDeny=any\nIPAddressAllow=localhost",
         "MEMBERS": " ".join(_members(config)),
     }
@@ -113,8 +118,7 @@ def _members(config: Config) -> list[str]:
     members = ["mbr-infer.service", *(f"mbr-capture@{camera.name}.service" for camera in config.camera)]
     if config.trigger:
         members.append("mbr-output.service")
-    aside = {"monitor": config.monitor, "store": config.store, "clips": config.recording.clips}
-    return [*members, *(f"mbr-{name}.service" for name, wanted in aside.items() if wanted)]
+    return [*members, *(f"mbr-{name}.service" for name in config.aside)]
 
 
 def _file_of(member: str) -> str:
@@ -136,6 +140,37 @@ def _unit_path(path: Path) -> str:
     if any(character.isspace() or character in "%\"'\\$@" for character in text):
         raise MbrError(f"service: {text!r} has a character that systemd reads otherwise. Choose a plain path.")
     return text
+
+
+def _used(config: Config) -> Iterator[Path]:
+    """Files and folders that the services need."""
+    yield from _paths_in(config)
+    yield from _store_folders(config.store)
+    if config.monitor and config.monitor.alarm_command:
+        yield Path(config.monitor.alarm_command[0])
+
+
+def _paths_in(section: BaseModel) -> Iterator[Path]:
+    for _, value in section:
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, Path):
+                yield each
+            elif isinstance(each, BaseModel):
+                yield from _paths_in(each)
+
+
+def _store_folders(store: Store | None) -> list[Path]:
+    """Where the store makes files: beside the one of SQLite, nowhere for a database with a server."""
+    url = urlsplit(store.url if store else "")
+    if not url.scheme.startswith("sqlite"):
+        return []
+    database = Path(url.path.removeprefix("/"))
+    if not database.is_absolute():
+        raise MbrError(
+            f"service: store.url is {url.geturl()}, which depends on the folder that a program is started in, and "
+            "services have none. Give the whole path: sqlite:////folder/mbr.sqlite."
+        )
+    return [database.parent]
 
 
 def _home_protection(*used: Path) -> str:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mbr_live.annotation.marks import Annotations
-from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, TEMPORAL, Bundle, Int8Card, write_bundle
+from mbr_live.bundle import FEATURES, FEATURES_INT8, Bundle, Int8Card, write_bundle
 from mbr_live.engines.choice import engine_of
 from mbr_live.engines.parity import parity
 from mbr_live.engines.protocol import Engine
@@ -35,7 +35,8 @@ MAX_PR_AUC_LOSS = 0.005
 """Of any behaviour, over all frames with truth together."""
 
 MAX_LABELS_DIFFER = 0.01
-"""Share of the frames, where there is no truth to say which of the two labels is right."""
+"""Share of the frames of recordings that lack truth of a behaviour, in such behaviours: nothing says which of the two
+labels is right."""
 
 CALIBRATION_FRAMES = 256
 _LIGHTS = 3  # dark, middling, bright
@@ -97,6 +98,8 @@ class Cost:
     frames: int
     labels_differ: float  # share of the frames
     pr_auc: dict[str, tuple[float, float]]  # per behaviour with truth: float32, int8
+    untold_frames: int  # of recordings that lack truth of at least one behaviour
+    untold_differ: float  # share of these, in behaviours that their recording has no truth of
 
     @property
     def pr_auc_loss(self) -> float | None:
@@ -116,7 +119,7 @@ def calibrate(
     """Write the bundle with an int8 feature network to folder `out`, and the list of calibration frames.
 
     `again` takes the frames of such a list instead of choosing. MbrError, and nothing written, where int8 costs more
-    than MAX_PR_AUC_LOSS or, without truth, changes more than MAX_LABELS_DIFFER of the frames.
+    than MAX_PR_AUC_LOSS or changes more than MAX_LABELS_DIFFER of the frames where there is no truth.
     """
     if not bundle.manifest.feature_dim:
         raise MbrError(f"Bundle {bundle.path} has no feature network: there is nothing to quantise.")
@@ -184,14 +187,23 @@ def cost_of(
 
     A recording has the same known frames whichever engine labels it: which they are is found before the networks.
     """
-    differ = [np.any(f32.labels != int8.labels, axis=1) for f32, int8 in zip(before, after, strict=True)]
-    frames = sum(map(len, differ))
+    differ = [f32.labels != int8.labels for f32, int8 in zip(before, after, strict=True)]
+    truths = [_truth_of(each, behaviours, f32.source_frames) for each, f32 in zip(given, before, strict=True)]
     pr_auc = {
         name: scores
         for number, name in enumerate(behaviours)
-        if (scores := _pr_auc(number, name, given, before, after)) is not None
+        if (scores := _pr_auc(number, np.concatenate(truths)[:, number], before, after)) is not None
     }
-    return Cost(frames, sum(int(each.sum()) for each in differ) / frames if frames else 0.0, pr_auc)
+    scored = [name in pr_auc for name in behaviours]
+    without = [~(scored & (truth != UNKNOWN).any(axis=0)) for truth in truths]
+    untold = [each[:, lacking].any(axis=1) for each, lacking in zip(differ, without, strict=True) if lacking.any()]
+    return Cost(
+        sum(map(len, differ)),
+        _share([each.any(axis=1) for each in differ]),
+        pr_auc,
+        sum(map(len, untold)),
+        _share(untold),
+    )
 
 
 def read_list(path: Path) -> CalibrationList:
@@ -206,7 +218,7 @@ def read_list(path: Path) -> CalibrationList:
         ) from error
 
 
-_UNTESTED = Cost(1, 0.0, {})
+_UNTESTED = Cost(1, 0.0, {}, 0, 0.0)
 
 
 def _decisions(
@@ -270,6 +282,11 @@ def _crops(
         yield from (found[frame] for frame in recording.source_frames)
 
 
+def _share(found: Sequence[NDArray[np.bool_]]) -> float:
+    """Of all frames together; 0 where there are none."""
+    return float(np.concatenate(found).mean()) if sum(map(len, found)) else 0.0
+
+
 def _shares(sizes: Sequence[int], count: int) -> list[int]:
     """How many of `count` each stratum gives: all the same, but none more than it has."""
     shares = [0] * len(sizes)
@@ -279,24 +296,27 @@ def _shares(sizes: Sequence[int], count: int) -> list[int]:
     return shares
 
 
+def _truth_of(given: Given, behaviours: Sequence[str], source_frames: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Marks [N, K] where somebody judged; UNKNOWN elsewhere."""
+    truth = np.full((len(source_frames), len(behaviours)), UNKNOWN, np.int8)
+    if given.truth is not None:
+        marks, judged = given.truth.at(source_frames), given.truth.judged_at(source_frames)
+        for number, name in enumerate(behaviours):
+            if name in given.truth.behaviours:
+                truth[judged, number] = marks[judged, given.truth.behaviours.index(name)]
+    return truth
+
+
 def _pr_auc(
-    number: int, name: str, given: Sequence[Given], before: Sequence[Labelled], after: Sequence[Labelled]
+    number: int, truth: NDArray[np.int8], before: Sequence[Labelled], after: Sequence[Labelled]
 ) -> tuple[float, float] | None:
-    truths: list[NDArray[np.bool_]] = []
-    probabilities: tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]] = ([], [])
-    for each, f32, int8 in zip(given, before, after, strict=True):
-        if each.truth is None or name not in each.truth.behaviours:
-            continue
-        marks = each.truth.at(f32.source_frames)[:, each.truth.behaviours.index(name)]
-        scored = (marks != UNKNOWN) & each.truth.judged_at(f32.source_frames)
-        truths.append(marks[scored] == 1)
-        for of_engine, labelled in zip(probabilities, (f32, int8), strict=True):
-            of_engine.append(labelled.probabilities[scored, number])
-    if not truths:
-        return None
-    truth = np.concatenate(truths)
-    f32_score, int8_score = (average_precision(np.concatenate(each), truth) for each in probabilities)
-    return None if f32_score is None or int8_score is None else (f32_score, int8_score)
+    """Of behaviour `number`, with float32 and with int8, over all judged frames of all recordings together."""
+    known = truth != UNKNOWN
+    f32, int8 = (
+        average_precision(np.concatenate([each.probabilities[:, number] for each in said])[known], truth[known] == 1)
+        for said in (before, after)
+    )
+    return None if f32 is None or int8 is None else (f32, int8)
 
 
 def _check(bundle: Bundle, cost: Cost) -> None:
@@ -307,11 +327,12 @@ def _check(bundle: Bundle, cost: Cost) -> None:
             f"int8 loses {loss:.4f} of PR-AUC ({scores}), at most {MAX_PR_AUC_LOSS} is allowed. {unchanged}: calibrate "
             "on recordings that show more, or keep to float32 or bf16."
         )
-    if loss is None and cost.labels_differ > MAX_LABELS_DIFFER:
+    if cost.untold_differ > MAX_LABELS_DIFFER:
         raise MbrError(
-            f"int8 labels {cost.labels_differ:.2%} of {cost.frames} frames otherwise than float32, at most "
-            f"{MAX_LABELS_DIFFER:.0%} is allowed where there is no truth to say which is right. {unchanged}: give "
-            "recordings with truth (--dataset), or more of them, or keep to float32 or bf16."
+            f"int8 labels {cost.untold_differ:.2%} of {cost.untold_frames} frames otherwise than float32, in "
+            f"behaviours that their recordings have no truth of; at most {MAX_LABELS_DIFFER:.0%} is allowed where "
+            f"nothing says which is right. {unchanged}: give recordings with truth of every behaviour (--dataset), or "
+            "more of them, or keep to float32 or bf16."
         )
 
 
@@ -330,7 +351,7 @@ def _card(given: Sequence[Given], listed: CalibrationList, list_text: str, cost:
 
 
 def _written(path: Path, bundle: Bundle, integers: bytes, card: Int8Card) -> Bundle:
-    contents: Mapping[str, bytes] = {name: bundle.read(name) for name in (FEATURES, TEMPORAL, CARD)}
+    contents: Mapping[str, bytes] = {name: bundle.read(name) for name in bundle.manifest.files if name != FEATURES_INT8}
     manifest = bundle.manifest.model_copy(update={"int8": card})
     return write_bundle(path, manifest, {**contents, FEATURES_INT8: integers})
 

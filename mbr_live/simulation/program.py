@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
-from rich.progress import Progress
-
+from mbr_live.progress import bars
 from mbr_live.simulation.camera import Simulation, record
 
 
@@ -14,10 +14,6 @@ def simulate_program(condition: str, seed: int, minutes: float, out: Path) -> No
     Simulation(condition, seed)  # an unknown condition is an error before there is a folder
     out.mkdir(parents=True, exist_ok=True)
     video, truth = (out / f"{condition}-{seed}{suffix}" for suffix in (".mp4", ".truth.csv"))
-    with Progress() as bars:
-        bar = bars.add_task(video.name, total=None)
-        record(
-            condition, seed, minutes * 60, video, truth,
-            progress=lambda done, total: bars.update(bar, completed=done, total=total),
-        )  # fmt: skip
+    with bars() as show:
+        record(condition, seed, minutes * 60, video, truth, progress=partial(show, video.name))
     print(f"{video} and {truth}")

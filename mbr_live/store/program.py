@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
@@ -37,7 +38,7 @@ def store_program(folders: list[Path], url: str) -> None:
         except SQLAlchemyError as error:
             raise MbrError(f"store: {folder} was not taken ({str(error).splitlines()[0]}). Try again.") from error
         for each in stored:
-            table.add_row(str(folder), each.recording, str(each.frames), str(each.bouts))
+            table.add_row(escape(str(folder)), escape(each.recording), str(each.frames), str(each.bouts))
     Console(soft_wrap=True).print(table)
 
 

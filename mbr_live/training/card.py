@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 
 import numpy as np
+from rich.markup import escape
 from rich.table import Table
 
 from mbr_live import __version__
@@ -168,7 +169,9 @@ def score_table(of: Sequence[Score]) -> Table:
     """The scores of the validation recordings, for a terminal."""
     table = Table("recording", "behaviour", "frames", "prevalence", "PR-AUC", "F1", title="Validation recordings")
     for s in of:
-        table.add_row(s.recording, s.behaviour, str(s.frames), f"{s.prevalence:.3f}", _shown(s.pr_auc), _shown(s.f1))
+        table.add_row(
+            escape(s.recording), s.behaviour, str(s.frames), f"{s.prevalence:.3f}", _shown(s.pr_auc), _shown(s.f1)
+        )
     return table
 
 

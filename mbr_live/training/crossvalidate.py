@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mbr_live.batch.batch import Job, run_job
@@ -33,8 +34,8 @@ from mbr_live.evaluation.comparison import LabelFolder, Truth
 from mbr_live.evaluation.metrics import BinaryScores, Evaluation
 from mbr_live.evaluation.program import truth_of, write_report
 from mbr_live.label_log import LABELS_SUFFIX
+from mbr_live.progress import bars
 from mbr_live.sinks import RUN_SUFFIX, read_run, write_atomically
-from mbr_live.training.bars import bars
 from mbr_live.training.extractors import file_hash
 from mbr_live.training.train import train_on
 from mbr_live.types import UNKNOWN, MbrError
@@ -61,7 +62,7 @@ class FoldRecord(BaseModel):
 class _Plan:
     """What one fold is to do."""
 
-    name: str  # the group that is tested, if it is one
+    name: str  # of its folder, different from those of the others
     fold: Fold
     key: str  # as in the FoldRecord
     tested: tuple[Truth, ...]
@@ -98,7 +99,7 @@ def crossvalidate(
     dataset = dataset.with_weights(weights) if weights else dataset
     scored = _truths(dataset, progress, cache)
     source = _hash_of_sources(dataset, dataset_file)
-    plans = [_plan(number, fold, scored, source) for number, fold in enumerate(_folds(dataset, scored, count), 1)]
+    plans = _plans(_folds(dataset, scored, count), scored, source)
     labels = out / "labels"
     for done, plan in enumerate(plans):
         progress(_FOLDS, done, len(plans))
@@ -144,14 +145,20 @@ def _shown(truth: Truth) -> list[str]:
     return [name for name, there in zip(truth.annotations.behaviours, shown, strict=True) if there]
 
 
-def _plan(number: int, fold: Fold, scored: Mapping[str, Truth], source: str) -> _Plan:
-    groups = {scored[name].group for name in fold.test}
-    return _Plan(
-        name=file_name(groups.pop()) if len(groups) == 1 else f"fold-{number}",
-        fold=fold,
-        key=hashlib.sha256(f"{source} {fold}".encode()).hexdigest(),
-        tested=tuple(scored[name] for name in fold.test),
-    )
+def _plans(made: Sequence[Fold], scored: Mapping[str, Truth], source: str) -> list[_Plan]:
+    tested = [tuple(scored[name] for name in fold.test) for fold in made]
+    return [
+        _Plan(name, fold, hashlib.sha256(f"{source} {fold}".encode()).hexdigest(), truths)
+        for name, fold, truths in zip(_names(tested), made, tested, strict=True)
+    ]
+
+
+def _names(tested: Sequence[tuple[Truth, ...]]) -> list[str]:
+    """A folder for each fold: by the group that it tests, or its number; by numbers alone where two would have one."""
+    numbers = [f"fold-{number}" for number in range(1, len(tested) + 1)]
+    groups = [{truth.group for truth in truths} for truths in tested]
+    named = [file_name(*each) if len(each) == 1 else number for each, number in zip(groups, numbers, strict=True)]
+    return named if len(set(named)) == len(named) else numbers
 
 
 def _hash_of_sources(dataset: Dataset, dataset_file: Path) -> str:
@@ -242,7 +249,7 @@ def _tables(evaluation: Evaluation) -> Iterator[Table]:
         each = Table("recording", "group", *(f"F1 {name}" for name in evaluation.behaviours), title="Recordings")
         for recording in model.recordings:
             shown = (_shown_figure(recording.behaviours[name].frames.f1) for name in evaluation.behaviours)
-            each.add_row(recording.recording, recording.group, *shown)
+            each.add_row(escape(recording.recording), escape(recording.group), *shown)
         yield each
 
 

@@ -31,6 +31,7 @@ from mbr_live.bundle import (
     Manifest,
     Score,
     TrainingCard,
+    bundle_name,
     check_replaceable,
     load_bundle,
     write_bundle,
@@ -40,8 +41,8 @@ from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.evaluation.comparison import Compared, Truth, compare
 from mbr_live.evaluation.program import truths
 from mbr_live.label_log import LABELS_SUFFIX
+from mbr_live.progress import bars
 from mbr_live.training import fitting
-from mbr_live.training.bars import bars
 from mbr_live.training.card import card_text, score_table
 from mbr_live.training.fitting import Fitted, Validated
 from mbr_live.training.merging import Merged, Weights, check_mergeable, merge
@@ -78,6 +79,10 @@ def ensemble(
     do not go together, or one of them was trained on what is to be fitted to.
     """
     check_replaceable(out)
+    try:
+        bundle_name(out.resolve().name)
+    except ValueError as error:
+        raise MbrError(f"ensemble: {out}: {error}. Choose another folder.") from error
     bundles = [load_bundle(path) for path in members]
     check_mergeable(bundles)
     weights = Weights.mean(len(bundles), len(bundles[0].manifest.behaviours))
@@ -283,6 +288,8 @@ def _write(
         crop_px=CROP_PX,
         rate_fps=RATE_FPS,
         feature_dim=merged.feature_dim,
+        crop=merged.crop,
+        extractor=merged.extractor,
         kinematics=merged.kinematics,
         kinematics_version=max(member.kinematics_version for member in members),
         window_px=members[0].window_px,

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from mbr_live.bundle import FEATURES, TEMPORAL, Bundle, Manifest
+from mbr_live.bundle import FEATURES, TEMPORAL, Bundle, CropKind, Manifest
 from mbr_live.stages.kinematics import CHANNELS
 from mbr_live.types import MbrError
 
@@ -39,6 +40,8 @@ class Merged:
 
     contents: dict[str, bytes]  # FEATURES, if there is a feature network, and TEMPORAL
     feature_dim: int
+    crop: CropKind
+    extractor: str
     kinematics: tuple[str, ...]
     state_size: int
 
@@ -47,12 +50,11 @@ def check_mergeable(members: Sequence[Bundle]) -> None:
     """MbrError where bundles can not be one: they would have to see, or to say, different things."""
     if len(members) < 2:
         raise MbrError(f"ensemble: found {len(members)} bundle, expected at least two.")
-    first = members[0].manifest
-    for other in members[1:]:
-        for what, one, two in _compared(first, other.manifest):
+    for first, second in combinations(members, 2):  # all pairs: some things only some members have
+        for what, one, two in _compared(first.manifest, second.manifest):
             if one != two:
                 raise MbrError(
-                    f"ensemble: {members[0].path} has {what} {one}, {other.path} has {two}. "
+                    f"ensemble: {first.path} has {what} {one}, {second.path} has {two}. "
                     "Members need the same: train them from dataset files that agree in it."
                 )
 
@@ -64,6 +66,7 @@ def _compared(one: Manifest, other: Manifest) -> list[tuple[str, object, object]
         ("causal", one.causal, other.causal),
         ("a crop window of", one.window_px, other.window_px),
         ("max_gap_s", one.max_gap_s, other.max_gap_s),
+        *((("crops of kind", one.crop, other.crop),) if one.feature_dim and other.feature_dim else ()),
         *((("kinematics of version", one.kinematics_version, other.kinematics_version),) if
           one.kinematics and other.kinematics else ()),
     ]  # fmt: skip
@@ -91,7 +94,15 @@ def merge(members: Sequence[Bundle], weights: Weights) -> Merged:
         columns.append([*range(start, start + manifest.feature_dim), *channels])
     contents = {FEATURES: _side_by_side(list(networks.values()))} if networks else {}
     contents[TEMPORAL] = _added_up(members, columns, width + len(kinematics), weights)
-    return Merged(contents, width, kinematics, sum(member.manifest.state_size for member in members))
+    seeing = [member.manifest for member in members if member.manifest.feature_dim] or [members[0].manifest]
+    return Merged(
+        contents,
+        width,
+        seeing[0].crop,
+        "; ".join(dict.fromkeys(manifest.extractor for manifest in seeing if manifest.extractor)),
+        kinematics,
+        sum(member.manifest.state_size for member in members),
+    )
 
 
 def _side_by_side(networks: Sequence[bytes]) -> bytes:

@@ -34,7 +34,7 @@ from mbr_live.datasets.recordings import Clip, RecordingSpec, SimulatedRecording
 from mbr_live.datasets.settings import ModelSettings
 from mbr_live.datasets.variation import Draw, draw
 from mbr_live.engines.choice import cores
-from mbr_live.jobs import Killed, Told, done_apart, outcome
+from mbr_live.jobs import Ended, Failed, Killed, Told, done_apart, outcome
 from mbr_live.stages.kinematics import CHANNELS
 from mbr_live.training.cache_files import features_file
 from mbr_live.training.cropping import CROPPED_BY, CUT_BY, MEASURED_BY, VARIED_BY, CachedFiles, Cropping, opened
@@ -133,6 +133,8 @@ def _made(jobs: Sequence[Cropping], network: Bundle | None, progress: Progress) 
         for count, (number, result) in enumerate(ended, 1):
             if isinstance(result, MbrError):
                 raise result
+            if isinstance(result, Failed):
+                raise result.explained(jobs[number].spec.name)
             if isinstance(result, Killed):
                 raise MbrError(
                     f"{jobs[number].spec.name}: the process that was to crop it was killed, most often for want of "
@@ -145,7 +147,7 @@ def _made(jobs: Sequence[Cropping], network: Bundle | None, progress: Progress) 
 
 def _ended(
     jobs: Sequence[Cropping], network: Bundle | None, told: Told
-) -> Generator[tuple[int, int | MbrError | Killed], None, None]:
+) -> Generator[tuple[int, Ended[int]], None, None]:
     """What became of every job; one alone needs no process."""
     at_once = min(cores(), len(jobs))
     if at_once > 1:

@@ -23,8 +23,8 @@ from torch import Tensor
 from mbr_live.bundle import Bundle, check_replaceable
 from mbr_live.datasets import dataset
 from mbr_live.datasets.dataset import Dataset
+from mbr_live.progress import bars
 from mbr_live.training import fitting, preparation
-from mbr_live.training.bars import bars
 from mbr_live.training.cache_files import alone
 from mbr_live.training.card import score_table, training_card
 from mbr_live.training.checkpoints import Checkpoints

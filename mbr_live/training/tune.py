@@ -26,7 +26,7 @@ from mbr_live.datasets.dataset import Dataset, Progress, read_dataset
 from mbr_live.datasets.recordings import files_of
 from mbr_live.datasets.search_space import Range, TuneSettings
 from mbr_live.engines.openvino_engine import OpenVinoEngine
-from mbr_live.training.bars import bars
+from mbr_live.progress import bars
 from mbr_live.training.candidates import candidate, check_space, write_candidate
 from mbr_live.training.train import train_on
 from mbr_live.types import MbrError

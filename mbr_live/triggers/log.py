@@ -88,11 +88,9 @@ class TriggerLog:
         self._latency = {stage: LatencyHistogram() for stage in STAGES}
         self._counts = counts
 
-    def begin(self, *, resumed: bool) -> None:
-        """Open the file, and give it its header where it is new. Unwritable where that cannot be."""
-        self._rows.open()
-        if not resumed:
-            self._rows.write(HEADER + "\n")
+    def begin(self) -> None:
+        """Open the file, and give it its header where it is empty. Unwritable where that cannot be."""
+        self._rows.write("")
 
     def decided(self, message: TriggerMessage, action: Action, *, dry_run: bool) -> None:
         """Write a decision. MbrError when the disk does not take that of a beginning: then nothing of it may be sent.
@@ -188,22 +186,32 @@ def open_log(
     """
     path, summary_path = out / f"{camera}{TRIGGERS_SUFFIX}", out / f"{camera}{SUMMARY_SUFFIX}"
     summary = template.model_copy(update={"camera": camera, "session": secrets.token_hex(6)})
-    resumed = path.exists() and path.stat().st_size > 0
+    resumed = _was_begun(path, summary_path)
     if resumed:
-        cut_torn_row(path)
         before = _read_summary(summary_path)
         kept = {name: getattr(before, name) for name in ("session", "started", "unwritten", "late_labels")}
         summary = summary.model_copy(update={**kept, "restarts": before.restarts + 1})
     past = _past(path, summary, rules, shams_to) if resumed else _nothing(rules)
     _check_same_session(out, camera, past)
-    log = TriggerLog(WaitingRows(path), summary_path, summary, past.counts)
+    log = TriggerLog(WaitingRows(path, HEADER + "\n"), summary_path, summary, past.counts)
     try:
-        log.begin(resumed=resumed)
+        log.begin()
         log.save(undelivered=0)
     except BaseException:
         log.close()
         raise
     return log, past
+
+
+def _was_begun(path: Path, summary_path: Path) -> bool:
+    """Whether there are receipts to go on with.
+
+    A process that was killed as it began leaves a header, or a part of one, and no summary: nothing was decided yet.
+    """
+    if not path.exists():
+        return False
+    cut_torn_row(path)
+    return path.stat().st_size > 0 and (summary_path.exists() or any(read_receipts(path)))
 
 
 def _nothing(rules: Sequence[TriggerRule]) -> Past:

@@ -13,7 +13,7 @@ from av.video.stream import VideoStream
 
 from mbr_live.sinks import BOUTS_SUFFIX, PART_SUFFIX, RUN_SUFFIX, RunManifest, read_run
 from mbr_live.types import RATE_FPS, Frame, MbrError
-from mbr_live.video.segments import INDEX_SUFFIX, read_index
+from mbr_live.video.segments import INDEX_SUFFIX, read_index, segments_of
 from mbr_live.video.sources import JOURNAL_SUFFIX, JoinedFiles, Recording, VideoFile, sampled
 
 CLIPS_FOLDER = "clips"
@@ -80,6 +80,12 @@ def recorded_until(folder: Path, recording: str, run: RunManifest) -> float:
         return float("inf")
     index = read_index(folder / f"{recording}{INDEX_SUFFIX}")
     return index[-1].last_frame if index else -1
+
+
+def is_recorded(folder: Path, recording: str) -> bool:
+    """Whether there may be pictures of a recording: a live camera is labelled without being recorded, too."""
+    live = read_run(folder / f"{recording}{RUN_SUFFIX}").mode == "live"
+    return not live or bool(segments_of(folder, recording))
 
 
 def _frames(folder: Path, run: RunManifest, first: int, last: int) -> Iterator[Frame]:

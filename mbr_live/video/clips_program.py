@@ -6,14 +6,13 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from mbr_live.config import Config
 from mbr_live.label_log import LABELS_SUFFIX, logged_behaviours
 from mbr_live.label_segments import closed_segments
 from mbr_live.processes import repeat
+from mbr_live.progress import tracked
 from mbr_live.types import MbrError
-from mbr_live.video.clips import CLIPS_FOLDER, clips_of, cut, recordings_in
+from mbr_live.video.clips import CLIPS_FOLDER, clips_of, cut, is_recorded, recordings_in
 
 FOLLOW_EVERY_S = 10.0
 
@@ -24,15 +23,18 @@ def clips_program(folder: Path, out: Path, behaviours: list[str], *, pre_s: floa
     """Cut all clips of a folder of logs, with a progress bar."""
     names = recordings_in(folder)
     _check_known(behaviours, folder, names)
-    wanted = [clip for name in names for clip in clips_of(folder, name, behaviours, pre_s, post_s)]
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as bars:
-        bar = bars.add_task("clips", total=sum(not (out / clip.file_name).exists() for clip in wanted))
-        written = 0
-        for _ in cut(folder, wanted, out):
-            written += 1
-            bars.advance(bar)
+    recorded = [name for name in names if is_recorded(folder, name)]
+    if not recorded:
+        raise MbrError(
+            f"clips: {folder} holds no pictures: {', '.join(names)} not recorded. Set record = 'lossless' or 'h264' "
+            "in the configuration of the live run."
+        )
+    wanted = [clip for name in recorded for clip in clips_of(folder, name, behaviours, pre_s, post_s)]
+    missing = sum(not (out / clip.file_name).exists() for clip in wanted)
+    written = sum(1 for _ in tracked(cut(folder, wanted, out), "clips", missing))
     print(f"{written} new clips in {out}; {len(wanted)} bouts")
+    for name in sorted({*names} - {*recorded}):
+        print(f"{name} was not recorded: no clips")
 
 
 def _check_known(behaviours: Sequence[str], folder: Path, recordings: Sequence[str]) -> None:

@@ -37,6 +37,7 @@ from mbr_live.video.sources import JOURNAL_SUFFIX, read_journal
 
 ROOM_EVERY_S = 1.0
 RESUME_FACTOR = 1.2  # times the least room: from here on recording goes on
+MAKE_ROOM_EVERY_S = 60.0
 RETRY_S = 10.0  # after the disk refused a picture
 _GB = 10**9
 
@@ -76,6 +77,7 @@ class Recorder:
         self._form = form
         self._open: _Open | None = None
         self._look_at_s = 0.0  # when to look for room again
+        self._make_room_at_s = 0.0  # when to look for files that may go, where there is none
         self._has_room = True
         self.recorded = self.unrecorded = 0
         self._index: list[Segment] = []
@@ -87,10 +89,10 @@ class Recorder:
         """Append one picture, where there is room for it."""
         if self._form == "off":
             return
-        if not self._room():
-            self.unrecorded += 1
-            return
         try:
+            if not self._room():
+                self.unrecorded += 1
+                return
             self._append(frame, self._form)
         except (av.FFmpegError, OSError) as error:
             self._refused(error)
@@ -112,6 +114,10 @@ class Recorder:
         self._look_at_s = now_s + ROOM_EVERY_S
         least = self._settings.min_free_gb * _GB * (1.0 if self._has_room else RESUME_FACTOR)
         free = shutil.disk_usage(self._out).free
+        if free < least and now_s >= self._make_room_at_s:  # while nothing is recorded, no new file makes old ones go
+            self._make_room_at_s = now_s + MAKE_ROOM_EVERY_S
+            self._delete_old()
+            free = shutil.disk_usage(self._out).free
         if (free >= least) != self._has_room:
             self._has_room = not self._has_room
             if self._has_room:

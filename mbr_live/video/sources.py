@@ -6,10 +6,12 @@ wants it, so that the two of three frames that 10 fps sampling skips cost no con
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import dropwhile, pairwise
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Protocol
@@ -27,7 +29,11 @@ JOURNAL_SUFFIX = ".frames.csv"
 JOURNAL_HEADER = "frame,source_frame,time_ns"
 
 _NS = 1_000_000_000
+# Their durations count from time 0, wherever the first frame lies; those of other formats count from that frame.
+_DURATION_FROM_ZERO = ("matroska,webm", "avi", "asf", "nut")
 _SEEK_BEYOND_NS = 5 * _NS  # decoding on is quicker than a jump over less
+
+_log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -51,7 +57,8 @@ class VideoFile:
             stream = container.streams.video[0]
             self.width_px, self.height_px = stream.width, stream.height
             self.declared_frames = stream.frames or None
-            self.declared_s = _declared_s(container)
+            self._declared_end_s = _declared_end_s(container)
+            self.declared_s = None if self._declared_end_s is None else self._declared_end_s - _starts_s(container)
 
     @property
     def estimated_frames(self) -> int | None:
@@ -74,7 +81,7 @@ class VideoFile:
         return np.array([round((pts - times[0]) * time_base * _NS) for pts in times], np.int64)
 
     def __iter__(self) -> Iterator[SourceFrame]:
-        count, first_pts, time_ns = 0, None, 0
+        count, first_pts, time_ns, last_s = 0, None, 0, 0.0
         with _opened(self.path) as container:
             stream = container.streams.video[0]
             # One thread: slices and frame threads cost more CPU in all, and several files or cameras share the cores.
@@ -89,10 +96,11 @@ class VideoFile:
                     )
                 first_pts = decoded.pts if first_pts is None else first_pts
                 time_ns = round((decoded.pts - first_pts) * time_base * _NS)
+                last_s = float(decoded.pts * time_base)
                 self._check_size(decoded, count)
                 yield SourceFrame(count, time_ns, Picture(decoded, colours))
                 count += 1
-        self._check_complete(count, time_ns / _NS)
+        self._check_complete(count, time_ns / _NS, last_s)
 
     def _decoded(self, container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
         try:
@@ -110,21 +118,23 @@ class VideoFile:
                 f"{self.width_px} x {self.height_px}. A recording must keep one size. Split the file where it changes."
             )
 
-    def _check_complete(self, count: int, last_s: float) -> None:
+    def _check_complete(self, count: int, length_s: float, last_s: float) -> None:
+        """MbrError for a file that ends too early; `last_s` is the time of its last frame, as the file counts it."""
         if count == 0:
             raise MbrError(f"{self.path}: the video has no frames. Expected at least one. Record or copy it again.")
+        declared_end_s = last_s if self._declared_end_s is None else self._declared_end_s
         short_by_frames = (self.declared_frames or count) - count
-        short_by_s = (self.declared_s or 0.0) - last_s
+        short_by_s = declared_end_s - last_s
         # Headers may be off by a frame or two, and count the length of the last frame or of a sound track.
-        if short_by_frames > max(2, 0.002 * count) and short_by_s > 0.5:
+        if self.declared_frames is None:
+            cut_off = short_by_s > max(2.0, 0.01 * length_s)
+        else:
+            cut_off = short_by_frames > max(2, 0.002 * count) and short_by_s > 0.5
+        if cut_off:
+            promised = f"{self.declared_frames} frames, to" if self.declared_frames else "frames to"
             raise MbrError(
-                f"{self.path}: the file promises {self.declared_frames} frames ({self.declared_s:.1f} s), but only "
-                f"{count} ({last_s:.1f} s) could be read. It is cut off. Copy or record it again."
-            )
-        if self.declared_frames is None and short_by_s > max(2.0, 0.01 * last_s):
-            raise MbrError(
-                f"{self.path}: the file promises {self.declared_s:.1f} s, but only {last_s:.1f} s could be read. "
-                "It is cut off. Copy or record it again."
+                f"{self.path}: the file promises {promised} {declared_end_s:.1f} s, but only {count} frames, to "
+                f"{last_s:.1f} s, could be read. It is cut off. Copy or record it again."
             )
 
 
@@ -182,10 +192,10 @@ class Recording:
         self.segments = segments_of(journal.parent, self.name)
         first, last = journal_ends(journal)
         if first is None or last is None or not self.segments:
+            lacking = "no frames in it" if first is None else "no pictures beside it: the camera was not recorded"
             raise MbrError(
-                f"{journal}: found {len(self.segments)} recorded segments beside a journal that is "
-                f"{'empty' if first is None else 'not'}. Expected a session with pictures. Set record = 'lossless' for "
-                "this camera in the configuration of the live run."
+                f"{journal}: found {lacking}. Expected a session with pictures. Set record = 'lossless' for this "
+                "camera in the configuration of the live run."
             )
         self.origin_ns, self.last_index = first[2], last[0]
 
@@ -197,14 +207,26 @@ class Recording:
     def frames(self, camera: str, *, from_frame: int = 0) -> Iterator[Frame]:
         """The recorded frames, with the ticks and times of the live session,
         from the file that holds `from_frame` on.
+
+        A picture whose row the journal lost, as in a power cut, has no tick: it is left out, and that is said.
         """
         rows = read_journal(self.path)
-        before = sum(first_tick_of(segment) <= from_frame for segment in self.segments)
-        for segment in self.segments[max(0, before - 1) :]:
-            rows = _from_tick(first_tick_of(segment), rows)
-            # Pictures first: zip must not take the row of the next segment when the pictures end.
-            for pixels, (index, source_frame, time_ns) in zip(_segment_pictures(segment), rows, strict=False):
+        row = next(rows, None)
+        begin = max(0, sum(first_tick_of(segment) <= from_frame for segment in self.segments) - 1)
+        ticks = [*map(first_tick_of, self.segments), sys.maxsize]
+        for segment, (first, end) in zip(self.segments[begin:], pairwise(ticks[begin:]), strict=True):
+            rowless = 0
+            while row is not None and row[0] < first:
+                row = next(rows, None)
+            for pixels in _segment_pictures(segment):
+                if row is None or row[0] >= end:
+                    rowless += 1
+                    continue
+                index, source_frame, time_ns = row
                 yield Frame(camera, index, source_frame, time_ns, self.origin_ns, pixels)
+                row = next(rows, None)
+            if rowless:
+                _log.warning("%s: its last %d pictures are left out: the journal has no rows of them", segment, rowless)
 
 
 def open_video(path: Path) -> VideoFile:
@@ -280,10 +302,6 @@ def _journal_row(path: Path, line: str) -> JournalRow:
     return index, source_frame, time_ns
 
 
-def _from_tick(tick: int, rows: Iterator[JournalRow]) -> Iterator[JournalRow]:
-    return dropwhile(lambda row: row[0] < tick, rows)
-
-
 class Picture:
     """Makes the RGB picture of a decoded frame when called."""
 
@@ -312,11 +330,22 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
         yield container
 
 
-def _declared_s(container: av.container.InputContainer) -> float | None:
+def _starts_s(container: av.container.InputContainer) -> float:
+    """When the first frame begins, as the file counts its times."""
+    stream = container.streams.video[0]
+    return float((stream.start_time or 0) * (stream.time_base or 0))
+
+
+def _declared_end_s(container: av.container.InputContainer) -> float | None:
+    """When the last frame is over, as the file counts its times; None where its header does not say."""
     stream = container.streams.video[0]
     if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration is not None else None
+        duration_s = float(stream.duration * stream.time_base)
+    elif container.duration is not None:
+        duration_s = container.duration / av.time_base
+    else:
+        return None
+    return duration_s if container.format.name in _DURATION_FROM_ZERO else _starts_s(container) + duration_s
 
 
 def _last_period_ns(times_ns: list[int]) -> int:

@@ -46,7 +46,7 @@ def _line(output: AnyOutput, boxes: dict[str, Any]) -> LineOutlet | None:
         case SerialOutput():
             from mbr_live.triggers.outputs.serial_ttl import SerialBox, SerialLine
 
-            box = boxes.setdefault(output.port, SerialBox(output.name, output.port, output.baud))
+            box = boxes.setdefault(output.port, SerialBox(output.port, output.baud))
             return SerialLine(box, output.name, output.line)
         case GpioOutput():
             from mbr_live.triggers.outputs.gpio import GpioLine

@@ -26,40 +26,54 @@ _MAX_LINE_BYTES = 200
 class SerialBox:
     """One port, shared by the lines on it."""
 
-    def __init__(self, name: str, port: str, baud: int) -> None:
-        self.name, self._path, self._baud = name, port, baud
+    def __init__(self, port: str, baud: int) -> None:
+        self._path, self._baud = port, baud
         self._port: serial.Serial | None = None
         self._lock = threading.Lock()
         self._seq = 0
         self.lines = 0  # that the box has
+        self._in_use: set[int] = set()  # lines
         self._pending = b""  # an answer that has not come whole
 
-    def open(self) -> None:
-        """Open the port once and wait until the box answers; it stays open, since opening resets an Arduino."""
+    def open(self, name: str, line: int) -> None:
+        """Take one line, for output `name`.
+
+        The port is opened with the first and stays open until the last is given back, since opening resets an Arduino.
+        """
         with self._lock:
-            if self._port is not None:
-                return
-            try:
-                port = serial.Serial(self._path, self._baud, timeout=0, write_timeout=CONFIRM_WITHIN_S, exclusive=True)
-            except (OSError, ValueError) as error:  # SerialException is an OSError
+            if self._port is None:
+                self._connect(name)
+            if line >= self.lines:
+                self._drop_unused()
                 raise unusable(
-                    self.name, f"the serial port {self._path} cannot be opened", f"({error})",
-                    "Check the name (on Linux: ls /dev/serial/by-id), the cable, that no other program has it open, "
-                    "and that you may use it (group dialout).",
-                ) from error  # fmt: skip
-            self._port, self._pending = port, b""
-            try:
-                heard = self._greet()
-            except DeliveryError as error:
-                self._drop()
-                raise unusable(self.name, f"{self._path} was lost while it was opened:", str(error), "") from error
-            if heard is not None:
-                self._drop()
-                raise unusable(
-                    self.name, f"no TTL box answers at {self._path}; heard", heard or "nothing",
-                    f"Expected 'mbr-ttl 1' within {HELLO_WITHIN_S:.0f} s. Load docs/mbr_ttl/mbr_ttl.ino onto the "
-                    f"board, and check the baud rate ({self._baud}).",
+                    name, f"line {line} was asked for, but the box has", f"{self.lines} lines from 0 on",
+                    "Choose one of these.",
                 )  # fmt: skip
+            self._in_use.add(line)
+
+    def _connect(self, name: str) -> None:
+        """Open the port and wait until the box answers."""
+        try:
+            port = serial.Serial(self._path, self._baud, timeout=0, write_timeout=CONFIRM_WITHIN_S, exclusive=True)
+        except (OSError, ValueError) as error:  # SerialException is an OSError
+            raise unusable(
+                name, f"the serial port {self._path} cannot be opened", f"({error})",
+                "Check the name (on Linux: ls /dev/serial/by-id), the cable, that no other program has it open, "
+                "and that you may use it (group dialout).",
+            ) from error  # fmt: skip
+        self._port, self._pending = port, b""
+        try:
+            heard = self._greet()
+        except DeliveryError as error:
+            self._drop()
+            raise unusable(name, f"{self._path} was lost while it was opened:", str(error), "") from error
+        if heard is not None:
+            self._drop()
+            raise unusable(
+                name, f"no TTL box answers at {self._path}; heard", heard or "nothing",
+                f"Expected 'mbr-ttl 1' within {HELLO_WITHIN_S:.0f} s. Load docs/mbr_ttl/mbr_ttl.ino onto the "
+                f"board, and check the baud rate ({self._baud}).",
+            )  # fmt: skip
 
     def _greet(self) -> str | None:
         """None once the box has said its name; else what was heard."""
@@ -92,9 +106,14 @@ class SerialBox:
                     return True
             raise DeliveryError(f"no answer within {CONFIRM_WITHIN_S * 1000:.0f} ms")
 
-    def close(self) -> None:
-        """Close the port; the box ends what is held."""
+    def close(self, line: int) -> None:
+        """Give one line back; the box ends what is held."""
         with self._lock:
+            self._in_use.discard(line)
+            self._drop_unused()
+
+    def _drop_unused(self) -> None:
+        if not self._in_use:
             self._drop()
 
     def _drop(self) -> None:
@@ -138,15 +157,10 @@ class SerialLine:
         self._box, self._name, self._line = box, name, line
 
     def open(self) -> None:
-        self._box.open()
-        if self._line >= self._box.lines:
-            raise unusable(
-                self._name, f"line {self._line} was asked for, but the box has", f"{self._box.lines} lines from 0 on",
-                "Choose one of these.",
-            )  # fmt: skip
+        self._box.open(self._name, self._line)
 
     def hold(self, on_s: float, *, confirm: bool) -> bool:
         return self._box.hold(self._line, on_s, confirm=confirm)
 
     def close(self) -> None:
-        self._box.close()
+        self._box.close(self._line)

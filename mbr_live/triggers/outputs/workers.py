@@ -113,7 +113,7 @@ class LineWorker:
             self._carry_out(command)
         self._leases.clear()
         try:
-            self._hold(confirm=False)
+            self._tell(confirm=False)  # it is not opened anew for this: what is closed holds nothing
         except DeliveryError as error:
             _log.warning("output %s could not be told to go low at the end: %s", self.name, error)
         self._outlet.close()
@@ -163,13 +163,13 @@ class LineWorker:
         """Tell the line what the leases say of it now."""
         self._low_is_owed = not self._leases
         self._told_until_ns = 0
+        self._reopen()
         confirmed = self._tell(confirm=confirm)
         self._told_until_ns = max(self._leases.values(), default=0)
         self._low_is_owed = False
         return confirmed
 
     def _tell(self, *, confirm: bool) -> bool:
-        self._reopen()
         self._told_ns = time.monotonic_ns()
         left_ns = max(self._leases.values(), default=0) - self._told_ns
         try:
