@@ -67,6 +67,17 @@ def test_spellings_and_delimiters_of_frame_tables(tmp_path: Path, header: str) -
     assert not np.any(annotations.marks == UNKNOWN)
 
 
+def test_label_files_of_several_videos_are_not_laid_over_one_another(tmp_path: Path) -> None:
+    first = written(tmp_path / "a.csv", frame_table("grooming,rearing", ["0,0"], FRAMES // 2))
+    second = written(tmp_path / "b.csv", frame_table("G,mid rearing", ["1,0"], FRAMES // 2))
+    _, findings = read([first, second])
+    (wrong,) = [each for each in findings if each.kind == "invalid_format"]
+    assert "a.csv and b.csv all mark 'grooming'" in wrong.text and "one label file" in wrong.text
+    other = written(tmp_path / "c.csv", frame_table("rearing", ["1"]))
+    _, findings = read([written(tmp_path / "d.csv", frame_table("grooming", ["1"])), other])
+    assert findings == ()
+
+
 def test_rearing_can_be_merged_or_kept_apart_whatever_it_is_called(tmp_path: Path) -> None:
     catalan = written(tmp_path / "a.csv", frame_table("rearing mig,rearing paret", ["1,0", "0,1", "0,0"]))
     short = written(tmp_path / "b.csv", frame_table("WR,MR", ["0,1", "1,0", "0,0"]))
