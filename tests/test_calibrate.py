@@ -28,7 +28,8 @@ def labelled(draw: st.DrawFn) -> Labelled:
     seed = draw(st.integers(0, 2**31))
     rng = np.random.default_rng(seed)
     labels = (rng.random((frames, 2)) < (0.05, 0.5)).astype(np.int8)
-    return Labelled(3 * np.arange(frames), rng.random((frames, 2)), labels, rng.integers(0, 255, frames).astype(float))
+    numbers, light = 3 * np.arange(frames), rng.integers(0, 255, frames).astype(float)
+    return Labelled(numbers, rng.random((frames, 2)), labels, light, numbers)
 
 
 @given(st.lists(labelled(), min_size=1, max_size=3), st.integers(1, 100))
@@ -56,10 +57,10 @@ def test_cost_is_against_the_truth_where_there_is_one() -> None:
     frames = np.arange(4)
     truth = Annotations(("second",), np.array([[1], [0], [1], [-1]], np.int8))
     exact = Labelled(
-        frames, np.array([[0.9, 0.9], [0.1, 0.1], [0.2, 0.8], [0, 0.99]]), np.eye(4, 2, dtype=np.int8), frames
+        frames, np.array([[0.9, 0.9], [0.1, 0.1], [0.2, 0.8], [0, 0.99]]), np.eye(4, 2, dtype=np.int8), frames, frames
     )
     worse = Labelled(
-        frames, np.array([[0.9, 0.9], [0.1, 0.85], [0.2, 0.8], [0, 0.0]]), np.zeros((4, 2), np.int8), frames
+        frames, np.array([[0.9, 0.9], [0.1, 0.85], [0.2, 0.8], [0, 0.0]]), np.zeros((4, 2), np.int8), frames, frames
     )
     cost = cost_of(("first", "second"), [Given("a", (), truth=truth)], [exact], [worse])
     assert cost.frames == 4
@@ -70,6 +71,17 @@ def test_cost_is_against_the_truth_where_there_is_one() -> None:
     assert cost_of(("first", "second"), [Given("a", ())], [exact], [exact]) == Cost(4, 0.0, {}, 4, 0.0)
 
 
+def test_a_still_whose_frame_has_no_label_is_not_scored_at_a_later_one() -> None:
+    sampled = np.arange(0, 30, 3)
+    stills = np.isin(np.arange(30), (0, 10, 20))  # shown by 0, 12 and 21
+    truth = Annotations(("rearing",), np.repeat([[0], [1], [0]], 10, axis=0).astype(np.int8), stills)
+    known = sampled[sampled != 12]
+    p = np.where(known == 15, 0.0, np.where(known == 0, 0.2, 0.1))[:, None]
+    said = Labelled(known, p, np.zeros((9, 1), np.int8), np.zeros(9), sampled)
+    cost = cost_of(("rearing",), [Given("a", (), truth=truth)], [said], [said])
+    assert cost.pr_auc == {}, "the one still of rearing has no label"
+
+
 @pytest.mark.parametrize(
     "lacking", ["a behaviour of one recording", "a behaviour", "a recording", "truth that shows it"]
 )
@@ -78,7 +90,7 @@ def test_what_has_no_truth_is_held_to_the_labels_of_float32(lacking: str, demo_b
     frames = np.arange(1000)
     labels = np.column_stack((frames % 10 < 3, frames % 20 < 5)).astype(np.int8)
     ruined = labels * np.array([1, 0], np.int8)
-    exact, worse = (Labelled(frames, each * 0.8 + 0.1, each, np.zeros(1000)) for each in (labels, ruined))
+    exact, worse = (Labelled(frames, each * 0.8 + 0.1, each, np.zeros(1000), frames) for each in (labels, ruined))
     grooming = np.column_stack((labels[:, 0], np.full(1000, -1, np.int8)))
     first, second = {
         "a behaviour of one recording": (labels, grooming),

@@ -89,6 +89,7 @@ class Labelled:
     probabilities: NDArray[np.float64]  # [N, K]
     labels: NDArray[np.int8]  # [N, K]
     light: NDArray[np.float64]  # [N] mean of the crop, 0 to 255
+    sampled: NDArray[np.int64]  # all source frames that serve a tick, whatever their status
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,13 +150,15 @@ def label(given: Given, bundle: Bundle, engine: Engine, progress: Progress, what
         light[source_frame] = float(crop.mean())
         progress(f"{what} of {given.name}", len(light))
 
-    known = [each for each in _decisions(given, bundle, engine, note) if each.status is Status.OK]
+    decisions = [each for each in _decisions(given, bundle, engine, note) if each.source_frame != UNKNOWN]
+    known = [each for each in decisions if each.status is Status.OK]
     behaviours = len(bundle.manifest.behaviours)
     return Labelled(
         np.array([each.source_frame for each in known], np.int64),
         np.array([each.probabilities for each in known], np.float64).reshape(-1, behaviours),
         np.array([each.labels for each in known], np.int8).reshape(-1, behaviours),
         np.array([light[each.source_frame] for each in known], np.float64),
+        np.array([each.source_frame for each in decisions], np.int64),
     )
 
 
@@ -188,7 +191,7 @@ def cost_of(
     A recording has the same known frames whichever engine labels it: which they are is found before the networks.
     """
     differ = [f32.labels != int8.labels for f32, int8 in zip(before, after, strict=True)]
-    truths = [_truth_of(each, behaviours, f32.source_frames) for each, f32 in zip(given, before, strict=True)]
+    truths = [_truth_of(each, behaviours, f32) for each, f32 in zip(given, before, strict=True)]
     pr_auc = {
         name: scores
         for number, name in enumerate(behaviours)
@@ -296,11 +299,13 @@ def _shares(sizes: Sequence[int], count: int) -> list[int]:
     return shares
 
 
-def _truth_of(given: Given, behaviours: Sequence[str], source_frames: NDArray[np.int64]) -> NDArray[np.int8]:
+def _truth_of(given: Given, behaviours: Sequence[str], said: Labelled) -> NDArray[np.int8]:
     """Marks [N, K] where somebody judged; UNKNOWN elsewhere."""
-    truth = np.full((len(source_frames), len(behaviours)), UNKNOWN, np.int8)
+    truth = np.full((len(said.source_frames), len(behaviours)), UNKNOWN, np.int8)
     if given.truth is not None:
-        marks, judged = given.truth.at(source_frames), given.truth.judged_at(source_frames)
+        # A still is shown by one sampled frame, whether that has a label or not: none takes its place.
+        shown = said.sampled[given.truth.judged_at(said.sampled)]
+        marks, judged = given.truth.at(said.source_frames), np.isin(said.source_frames, shown)
         for number, name in enumerate(behaviours):
             if name in given.truth.behaviours:
                 truth[judged, number] = marks[judged, given.truth.behaviours.index(name)]
