@@ -180,8 +180,7 @@ def _show(console: Console, bundle: Bundle, machine: Machine, checked: list[Chec
     facts.add_row("instructions", " ".join(machine.instructions) or "not known")
     facts.add_row("memory", f"{machine.memory_mib} MiB" if machine.memory_mib else "not known")
     gpus = [f"{each.name}, {each.memory_mib} MiB, {each.compute_capability}" for each in machine.gpus.gpus]
-    unused = "; ".join(gpus) + " (not used by this version)"
-    facts.add_row("NVIDIA GPU", unused if gpus else str(machine.gpus.why_none))
+    facts.add_row("NVIDIA GPU", "; ".join(gpus) if gpus else str(machine.gpus.why_none))
     console.print(facts)
     columns = ("engine", "runs in", "Δ features", "Δ p", "passes", "p50 ms", "p99 ms", "frames/s")
     table = Table(*columns, title="one thread, one lane, crop to logits; Δ: against the reference")
