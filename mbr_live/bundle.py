@@ -181,11 +181,6 @@ class Int8Card(_Record):
     pr_auc: dict[str, tuple[Share, Share]]  # per behaviour with truth: float32, int8; empty: there was no truth
     feature_error: Annotated[float, Field(ge=0.0)]  # relative, on the probe of `mbr_live.engines.parity`
 
-    @property
-    def pr_auc_loss(self) -> float | None:
-        """The largest of any behaviour; None where there was no truth."""
-        return max((f32 - int8 for f32, int8 in self.pr_auc.values()), default=None)
-
 
 class Manifest(_Record):
     """What a bundle says of itself. Frames are of the 10 fps grid."""

@@ -102,11 +102,6 @@ class Cost:
     untold_frames: int  # of recordings that lack truth of at least one behaviour
     untold_differ: float  # share of these, in behaviours that their recording has no truth of
 
-    @property
-    def pr_auc_loss(self) -> float | None:
-        """The largest of any behaviour; None where there is no truth."""
-        return max((f32 - int8 for f32, int8 in self.pr_auc.values()), default=None)
-
 
 def calibrate(
     bundle: Bundle,
@@ -207,6 +202,11 @@ def cost_of(
         sum(map(len, untold)),
         _share(untold),
     )
+
+
+def largest_loss(pr_auc: Mapping[str, tuple[float, float]]) -> float | None:
+    """Of any behaviour, from its PR-AUC with float32 and with int8; None where there is no truth."""
+    return max((f32 - int8 for f32, int8 in pr_auc.values()), default=None)
 
 
 def read_list(path: Path) -> CalibrationList:
@@ -325,7 +325,7 @@ def _pr_auc(
 
 
 def _check(bundle: Bundle, cost: Cost) -> None:
-    loss, unchanged = cost.pr_auc_loss, f"Bundle {bundle.path} stays as it is"
+    loss, unchanged = largest_loss(cost.pr_auc), f"Bundle {bundle.path} stays as it is"
     if loss is not None and loss > MAX_PR_AUC_LOSS:
         scores = ", ".join(f"{name} {f32:.4f} -> {int8:.4f}" for name, (f32, int8) in cost.pr_auc.items())
         raise MbrError(
