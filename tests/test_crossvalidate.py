@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
 from mbr_live.annotation.marks import Annotations
 from mbr_live.bundle import load_bundle
+from mbr_live.cli import app
 from mbr_live.datasets.dataset import Dataset, read_dataset
 from mbr_live.datasets.recordings import RecordingSpec
 from mbr_live.datasets.splits import Fold, folds
@@ -155,6 +157,13 @@ def test_too_few_groups_are_refused_before_anything_is_trained(
     with pytest.raises(MbrError, match=said):
         crossvalidate(folder / "two.toml", folder / "two", count, progress=Done(), cache=folder / "cache")
     assert not (folder / "two").exists()
+
+
+def test_two_folds_are_enough_where_there_is_nothing_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int | None] = []
+    monkeypatch.setattr(crossvalidation, "crossvalidate_program", lambda _, __, count, ___: asked.append(count))
+    done = CliRunner().invoke(app, ["crossvalidate", "tiny.toml", "--out", "folds", "--folds", "2"])
+    assert done.exit_code == 0 and asked == [2], done.output
 
 
 # Parts.
