@@ -140,6 +140,14 @@ def test_simba(tmp_path: Path, format_: Format) -> None:
 # Sparse rows.
 
 
+@pytest.mark.parametrize(("first", "step", "stills"), [(0, 1, False), (7, 1, False), (0, 3, True)])
+def test_a_row_for_every_frame_is_no_judgement_of_stills(tmp_path: Path, first: int, step: int, stills: bool) -> None:
+    rows = [f"{frame},{int(frame > 40)},0" for frame in range(first, FRAMES, step)]
+    annotations, findings = read(written(tmp_path / "a.csv", "\n".join(["source_frame,grooming,rearing", *rows])))
+    assert findings == () and (annotations.judged is not None) == stills
+    assert np.all(annotations.marks[:first] == UNKNOWN) and not np.any(annotations.marks[first:] == UNKNOWN)
+
+
 def test_a_sparse_row_holds_until_the_next_and_the_last_as_long_as_the_one_before(tmp_path: Path) -> None:
     text = "source_frame,grooming,rearing,rear_wall\n0,0,1,-1\n24,1,0,0\n48,-1,0,0\n"
     annotations, findings = read(written(tmp_path / "mouse1.csv", text))
