@@ -29,6 +29,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mbr_live.places import check_writable
 from mbr_live.types import CROP_PX, RATE_FPS, MbrError
 
 FORMAT: Literal[1] = 1
@@ -414,11 +415,13 @@ def _read_verified(path: Path, name: str, record: FileRecord) -> bytes:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises MbrError where `path` holds something that a new bundle must not replace."""
+    """Raises MbrError where `path` holds something that a new bundle must not replace, or nothing can be written."""
     if not path.exists():
+        check_writable(path)
         return
     if not path.is_dir():
         raise MbrError(f"Cannot write a bundle to {path}: it is a file. Choose another.")
+    check_writable(path.resolve().parent)  # a bundle is written beside, and takes its place
     names = {entry.name for entry in path.iterdir()}
     if names and (MANIFEST not in names or names - {MANIFEST, *CONTENTS, FEATURES_INT8, *OPTIONAL}):
         raise MbrError(f"Cannot write a bundle to {path}: the folder holds other things. Choose another.")

@@ -416,6 +416,20 @@ def test_missing_and_damaged_logs_are_named(tmp_path: Path) -> None:
         evaluate("made", "test", BEHAVIOURS, [truth], [LabelFolder("model", tmp_path)])
 
 
+@pytest.mark.parametrize(
+    ("labels", "out", "message"),
+    [
+        ("nosuch", "out", r"--labels .*nosuch: there is no such folder"),
+        (".", "a file", "nothing can be written there .*Not a directory"),
+        (".", "/proc/out", "nothing can be written there"),
+    ],
+)
+def test_folders_are_looked_at_before_the_truth(tmp_path: Path, labels: str, out: str, message: str) -> None:
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(MbrError, match=message):
+        evaluate_program([tmp_path / labels], [], tmp_path / "not looked at.toml", tmp_path / out)
+
+
 # A causal model beside one that looks ahead
 
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from mbr_live.bundle import Bundle, check_replaceable
 from mbr_live.datasets import dataset
 from mbr_live.datasets.dataset import Dataset
+from mbr_live.places import check_writable
 from mbr_live.progress import bars
 from mbr_live.training import fitting, preparation
 from mbr_live.training.cache_files import alone
@@ -101,6 +102,8 @@ def train_on(
     folder of their own.
     """
     check_replaceable(out)
+    if logs:
+        check_writable(logs)
     cache = cache or dataset.cache_folder()
     with ExitStack() as held:
         with deterministic(plan.training.seed, SMALL_THREADS if plan.model.extractor == "none" else THREADS):
