@@ -39,6 +39,7 @@ from mbr_live.datasets.recordings import (
     VideoFolder,
     VideoRecording,
     check_names,
+    check_videos,
     clip_findings,
     clip_specs,
     folder_specs,
@@ -222,6 +223,7 @@ def _specs_of(dataset: Dataset, folder: Path) -> tuple[RecordingSpec, ...]:
             "clips are too short to settle a crop window. Give window_px = the side of the window in pixels."
         )
     check_names(specs)
+    check_videos(specs)
     strangers = sorted(set(dataset.splits.groups) - {spec.group for spec in specs})
     if strangers:
         raise MbrError(f"splits.groups names {', '.join(strangers)}, which is no group of a recording. Mend the name.")
