@@ -148,4 +148,4 @@ def outcome(work: Callable[[J, Far], R], job: J, far: Far) -> R | MbrError | Fai
     except MbrError as error:
         return MbrError(str(error))  # of this kind, whatever it was: others may need more to be made anew elsewhere
     except Exception as error:  # noqa: BLE001 - told as the result; other jobs can be done
-        return Failed(f"{type(error).__name__}: {error}", traceback.format_exc())
+        return Failed(" ".join(f"{type(error).__name__}: {error}".split()), traceback.format_exc())

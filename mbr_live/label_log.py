@@ -107,21 +107,38 @@ def rows_of_file(
     file: BinaryIO, path: Path, manifest: Manifest | None, from_frame: int, *, growing: bool
 ) -> Iterator[LabelRow]:
     """The rows of one file of a label log."""
-    header = next(csv.reader([file.readline().decode()]), [])
-    behaviours = len(_logged(path, header))
-    if manifest is not None and ",".join(header) != label_header(manifest):
-        raise MbrError(
-            f"{path}: this log has the columns {','.join(header)!r}, the bundle {manifest.name} writes "
-            f"{label_header(manifest)!r}. Use the bundle that the session began with, or another folder."
-        )
+    behaviours = len(_behaviours_of(path, file.readline(), manifest))
     if from_frame:
-        _seek_row(file, from_frame)
+        _seek_row(file, path, from_frame)
     lines = (line.decode() for line in file if not growing or line.endswith(b"\n"))
     for row in csv.reader(lines):
         yield _label_row(path, row, behaviours)
 
 
-def _seek_row(file: BinaryIO, frame: int) -> None:
+def has_header(path: Path, manifest: Manifest) -> bool:
+    """Whether the first line of a file of a label log is whole; MbrError where it is not the one of that bundle."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        line = file.readline()
+    if not line.endswith(b"\n"):
+        return False
+    _behaviours_of(path, line, manifest)
+    return True
+
+
+def _behaviours_of(path: Path, line: bytes, manifest: Manifest | None) -> tuple[str, ...]:
+    header = next(csv.reader([line.decode(errors="replace")]), [])
+    behaviours = _logged(path, header)
+    if manifest is not None and ",".join(header) != label_header(manifest):
+        raise MbrError(
+            f"{path}: this log has the columns {','.join(header)!r}, the bundle {manifest.name} writes "
+            f"{label_header(manifest)!r}. Use the bundle that the session began with, or another folder."
+        )
+    return behaviours
+
+
+def _seek_row(file: BinaryIO, path: Path, frame: int) -> None:
     """Go to the first row of a label log whose frame is not before `frame`; the log holds every frame, in order."""
     low, high = file.tell(), file.seek(0, os.SEEK_END)
     while low < high:
@@ -129,14 +146,21 @@ def _seek_row(file: BinaryIO, frame: int) -> None:
         file.readline()  # to the start of a row
         start = file.tell()
         line = file.readline()
-        if line.endswith(b"\n") and int(line.partition(b",")[0]) < frame:
+        if line.endswith(b"\n") and _frame_of(path, line) < frame:
             low = start + len(line)
         else:
             high = (low + high) // 2
     file.seek(low)
-    while (line := file.readline()).endswith(b"\n") and int(line.partition(b",")[0]) < frame:
+    while (line := file.readline()).endswith(b"\n") and _frame_of(path, line) < frame:
         low = file.tell()
     file.seek(low)
+
+
+def _frame_of(path: Path, line: bytes) -> int:
+    frame = line.partition(b",")[0]
+    if not frame.isdigit():
+        raise MbrError(f"{path}: the row {line[:80]!r} is damaged (it begins with no frame). Was the file edited?")
+    return int(frame)
 
 
 def logged_behaviours(path: Path) -> tuple[str, ...]:
@@ -167,11 +191,18 @@ def _label_row(path: Path, row: list[str], behaviours: int) -> LabelRow:
 def gap_ranges(rows: Iterable[LabelRow]) -> list[tuple[int, int]]:
     """First and last tick of every stretch of gap rows."""
     ranges: list[tuple[int, int]] = []
+    newest: tuple[int, int] | None = None
     for row in rows:
-        if row.status != Status.GAP:
-            continue
-        if ranges and ranges[-1][1] == row.index - 1:
-            ranges[-1] = (ranges[-1][0], row.index)
-        else:
-            ranges.append((row.index, row.index))
-    return ranges
+        if row.status == Status.GAP:
+            ended, newest = follow_gap_range(row.index, 1, newest)
+            ranges += [ended] if ended else []
+    return [*ranges, newest] if newest else ranges
+
+
+def follow_gap_range(
+    index: int, ticks: int, newest: tuple[int, int] | None
+) -> tuple[tuple[int, int] | None, tuple[int, int]]:
+    """Take `ticks` gap rows from `index` on; the stretch that has ended before them, if any, and the newest one."""
+    if newest is not None and newest[1] == index - 1:
+        return None, (newest[0], index + ticks - 1)
+    return newest, (index, index + ticks - 1)

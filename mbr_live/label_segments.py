@@ -66,7 +66,7 @@ class LabelFile:
     def __init__(self, path: Path, header: str, rotation: Rotation, *, first: tuple[int, int] | None) -> None:
         """Opens `path`, which has its header already; `first` is frame and capture time (ns) of its first row."""
         self.file = FileIO(path, "a")
-        self._path, self._header, self._period_ns, self._first = path, header, PERIOD_NS[rotation], first
+        self.path, self._header, self._period_ns, self._first = path, header, PERIOD_NS[rotation], first
         self._sealing: threading.Thread | None = None
 
     def pieces(self, decision: Decision) -> Iterator[Decision]:
@@ -83,8 +83,8 @@ class LabelFile:
             self._first = decision.index, decision.time_ns
 
     def _rotate(self, first_frame: int) -> None:
-        part = self._path.with_name(self._path.name + _PART_SUFFIX)
-        segment = segment_folder(self._path) / f"{first_frame:010d}{SEGMENT_SUFFIX}"
+        part = self.path.with_name(self.path.name + _PART_SUFFIX)
+        segment = segment_folder(self.path) / f"{first_frame:010d}{SEGMENT_SUFFIX}"
         try:
             segment.parent.mkdir(exist_ok=True)
             fresh = FileIO(part, "w")
@@ -93,10 +93,10 @@ class LabelFile:
         with closing(fresh):
             append(fresh, self._header)
         try:
-            if self._path.exists():  # else an earlier try has come so far
-                self._path.rename(segment)
-            part.rename(self._path)
-            closed, self.file, self._first = self.file, FileIO(self._path, "a"), None
+            if self.path.exists():  # else an earlier try has come so far
+                self.path.rename(segment)
+            part.rename(self.path)
+            closed, self.file, self._first = self.file, FileIO(self.path, "a"), None
         except OSError as error:
             raise Unwritable(segment, error.strerror or str(error), error.errno) from error
         # A disk may take its time; labels do not wait for it. What a power cut takes meanwhile, resuming mends.

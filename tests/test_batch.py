@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+import wave
 from pathlib import Path
 
 import pytest
+from live import mbr_live
 
 from mbr_live.batch.batch import Job, run_job
+from mbr_live.batch.program import batch_program
 from mbr_live.bundle import Bundle
+from mbr_live.config import DEMO_BUNDLE
 from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.sinks import RunManifest, SessionLog, read_run, write_run
 from mbr_live.types import TICK_NS, Decision, MbrError, Status
+from mbr_live.video.sources import VideoFile
 
 
 def live_session(out: Path, bundle: Bundle) -> SessionLog:
@@ -57,3 +63,60 @@ def test_labels_of_an_earlier_batch_are(
 ) -> None:
     first, second = (run_job(Job("box", (box_video,)), tmp_path, demo_bundle, engine) for _ in range(2))
     assert first.started < second.started == read_run(tmp_path / "box.run.json").started
+
+
+@pytest.mark.parametrize("name", ["a file", "a file/below", "/proc/results"])
+@pytest.mark.parametrize("files", [1, 2])
+def test_a_folder_that_cannot_be_written_is_told_before_any_work(
+    name: str, files: int, box_video: Path, tmp_path: Path
+) -> None:
+    videos = [tmp_path / f"{n}.mp4" for n in range(files)]
+    for video in videos:
+        video.symlink_to(box_video)
+    (tmp_path / "a file").touch()
+    with pytest.raises(MbrError, match=r"results cannot be written there \(.*another --out"):
+        batch_program(videos, tmp_path / name, DEMO_BUNDLE)
+    assert (tmp_path / "a file").read_bytes() == b""
+
+
+def test_results_that_find_no_room_are_told_and_leave_nothing(
+    box_video: Path, small_disk: Path, demo_bundle: Bundle, engine: OpenVinoEngine
+) -> None:
+    ballast = small_disk / "ballast"
+
+    def progress(done: int) -> None:
+        if done == 120:
+            ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+
+    with pytest.raises(MbrError, match="No space left on device"):
+        run_job(Job("box", (box_video,)), small_disk, demo_bundle, engine, progress=progress)
+    assert list(small_disk.iterdir()) == [ballast]
+
+
+@pytest.mark.parametrize("join", ["", " ", ".", "..", ".hidden", "../up", "a/b", "a/", "/tmp/a"])
+def test_joined_recordings_have_a_name_and_no_path(join: str, box_video: Path, tmp_path: Path) -> None:
+    with pytest.raises(MbrError, match=r"--join .* cannot name the results\. Give a name"):
+        batch_program([box_video], tmp_path / "out", DEMO_BUNDLE, join=join)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_crop_window_of_any_size_is_refused(box_video: Path, tmp_path: Path) -> None:
+    done = mbr_live("batch", box_video, "--out", tmp_path, "--window-px", "100000")
+    assert done.returncode == 2 and "--window-px" in done.stderr and "4096" in done.stderr
+
+
+def test_a_folder_is_told_from_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(MbrError, match=r"this is a folder; it holds no file\. Give the recordings in it"):
+        batch_program([tmp_path], tmp_path / "out", DEMO_BUNDLE)
+    for name in ("b.mp4", "a.mp4"):
+        (tmp_path / name).touch()
+    with pytest.raises(MbrError, match=r"it holds a\.mp4 and 1 more\. Give .*/\*\.mp4"):
+        batch_program([tmp_path], tmp_path / "out", DEMO_BUNDLE)
+
+
+def test_a_file_of_sound_alone_is_told_as_such(tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "calls.wav"), "wb") as sound:
+        sound.setparams((1, 2, 8000, 0, "NONE", ""))
+        sound.writeframes(bytes(16_000))
+    with pytest.raises(MbrError, match=r"calls\.wav: the file has no video stream, only audio\. Give the file that"):
+        VideoFile(tmp_path / "calls.wav")

@@ -11,7 +11,7 @@ from pathlib import Path
 from live import bouts_of, mbr_live, played, simulated, system_config
 
 from mbr_live.bundle import Bundle
-from mbr_live.label_log import read_labels
+from mbr_live.label_log import gap_ranges, read_labels
 from mbr_live.live.run import System
 from mbr_live.processes import Child
 from mbr_live.simulation.camera import record
@@ -67,6 +67,7 @@ def test_kill_capture_inference_and_both(tmp_path: Path, demo_bundle: Bundle) ->
         assert all(sampled[row.index] == row.source_frame for row in rows if row.status != "gap")
         run = read_run(out / f"{name}.run.json")
         assert run.exit_status == "complete"
+        assert run.drops == gap_ranges(rows)
         assert run.restarts == sorted(run.restarts)
         assert run.restarts
     # What happened to a file can be made to happen again, restarts and all: the same bytes.

@@ -198,7 +198,7 @@ def test_dataset_files_that_are_refused(two: Path, clips: Path, entries: str, me
     [
         ('"lab"', "my mice", r"dataset\.toml: name: .*'my mice' can not name a bundle"),
         ('"lab"', "../lab", "can not name a bundle"),
-        ('"grooming"', "rearing mid", r"behaviours\.0\.name: .*'rearing mid' can not name a behaviour"),
+        ('"grooming"', "rearing mid", r"behaviours .*name: .*'rearing mid' can not name a behaviour"),
         ('"grooming"', "Grooming", "'Grooming' can not name a behaviour"),
         ('"grooming"', "frame", "two columns frame"),
         ('"grooming"', "p_rearing", "two columns p_rearing"),

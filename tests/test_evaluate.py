@@ -488,6 +488,22 @@ def test_what_not_looking_ahead_costs(tmp_path: Path) -> None:
     assert "What does not looking ahead cost?" not in render(*evaluate("made", "test", BEHAVIOURS, truth, folders[:1]))
 
 
+def test_models_that_label_other_frames_are_held_against_each_other_where_both_do(tmp_path: Path) -> None:
+    """The very same labels, but for a warm-up in which the causal model is wrong and an end that only one log has."""
+    shown = [0, 1] * 60
+    wrong = [1, 0] * 30 + shown[60:]
+    truth = [truth_of(name, shown) for name in "abc"]
+    folders = [
+        write_labels_of(tmp_path / "causal", dict.fromkeys("abc", wrong[:110]), True),
+        write_labels_of(tmp_path / "ahead", dict.fromkeys("abc", [UNKNOWN] * 60 + wrong[60:]), False),
+    ]
+    evaluation, _ = evaluate("made", "test", BEHAVIOURS, truth, folders)
+    assert [model.pooled.behaviours["grooming"].frames.f1 for model in evaluation.models] == [pytest.approx(5 / 11), 1]
+    grooming = evaluation.lookahead[0]
+    assert (grooming.f1, grooming.f1_interval, grooming.pr_auc) == (0.0, (0.0, 0.0), 0.0)
+    assert (grooming.bout_f1, grooming.onset_ms) == (0.0, 0.0)
+
+
 def test_one_log_that_looks_ahead_makes_a_model_that_does(tmp_path: Path) -> None:
     folder = write_labels_of(tmp_path / "mixed", {"a": [0, 1]}, True)
     write_labels_of(tmp_path / "other", {"b": [0, 1]}, False)

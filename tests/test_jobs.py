@@ -34,7 +34,7 @@ def work(factor: int, job: str, far: Far) -> tuple[int, str]:
     if job == "full":
         raise Unwritable("labels.csv", "No space left on device", errno.ENOSPC)
     if job == "bug":
-        raise KeyError("whereabouts")
+        raise ValueError("odd,\n  very odd")
     far(2, 2)
     return os.getpid(), job * factor
 
@@ -70,7 +70,7 @@ def test_an_error_that_nobody_foresaw_ends_its_job_and_no_other() -> None:
     assert sorted(ended) == list(range(6))
     for number in (0, 1, 3):
         failed = ended[number]
-        assert isinstance(failed, Failed) and failed.error == "KeyError: 'whereabouts'" and "in work" in failed.trace
+        assert isinstance(failed, Failed) and failed.error == "ValueError: odd, very odd" and "in work" in failed.trace
         assert "clip: ended by an error" in str(failed.explained("clip")) and failed.error in str(failed.explained(""))
     for number in (2, 4):
         assert isinstance(ended[number], MbrError) and "labels.csv: cannot be written" in str(ended[number])

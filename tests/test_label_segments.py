@@ -21,11 +21,11 @@ from mbr_live.config import Labels
 from mbr_live.label_log import label_rows, last_frame, read_labels
 from mbr_live.label_segments import PERIOD_NS, closed_segments, first_frame_of, in_periods
 from mbr_live.live.run import System
-from mbr_live.sinks import SessionLog
+from mbr_live.sinks import SessionLog, cut_torn_row
 from mbr_live.store.loading import store_folder
 from mbr_live.store.parquet import convert_folder, table_of, text_of
 from mbr_live.store.tables import TotalRow, open_store
-from mbr_live.types import RATE_FPS, TICK_NS, UNKNOWN, Decision, Status
+from mbr_live.types import RATE_FPS, TICK_NS, UNKNOWN, Decision, MbrError, Status
 
 HOUR_NS = PERIOD_NS["hour"]
 
@@ -40,6 +40,7 @@ def decision(index: int, origin_ns: int, *, on: int = 0, ticks: int = 1) -> Deci
 
 
 @given(st.integers(0, 3 * HOUR_NS), st.integers(1, 120_000), st.sampled_from(["hour", "day"]))
+@settings(deadline=None)
 def test_a_gap_is_cut_at_the_borders_and_nowhere_else(time_ns: int, ticks: int, rotation: str) -> None:
     whole = decision(7, time_ns - 7 * TICK_NS, ticks=max(2, ticks))
     period_ns = PERIOD_NS[rotation]  # type: ignore[index]
@@ -76,7 +77,7 @@ def test_segments_are_the_log(
     for what, count in script:
         for kind, log in logs.items():
             if what == "killed":
-                for file in (log._labels, log._bouts):
+                for file in (log._labels, log._bouts, log._kept.gaps):  # type: ignore[union-attr]
                     file.close()
                 logs[kind] = SessionLog.resume(*paths[kind], manifest, kind)  # type: ignore[arg-type]
                 assert logs[kind].last_index == log.last_index
@@ -149,6 +150,60 @@ def test_what_a_power_cut_takes_of_a_closed_segment_is_a_gap(
     assert all(after.time_ns - before.time_ns == TICK_NS for before, after in pairwise(rows))
     lost = [row.index for row in rows if row.status == Status.GAP]
     assert lost == list(range(border - len(lost), border)) and bool(lost) == (kept is not None)
+
+
+@pytest.mark.parametrize("growing", ["there", "torn", "missing"])
+def test_the_log_of_another_bundle_is_refused_before_anything_changes(
+    growing: str, tmp_path: Path, demo_bundle: Bundle
+) -> None:
+    """Also at the moment between two segments, when the newest closed one alone can say whose log it is."""
+    manifest, border = demo_bundle.manifest, 50
+    other = manifest.model_copy(update={"behaviours": manifest.behaviours[:-1]})
+    paths = tmp_path / "cage.labels.csv", tmp_path / "cage.bouts.csv"
+    log = SessionLog.resume(*paths, manifest, "hour")
+    for index in range(border + 10):
+        log.write(decision(index, HOUR_NS - border * TICK_NS))
+    log.close()
+    if growing == "torn":
+        paths[0].write_bytes(paths[0].read_bytes()[:20])
+    elif growing == "missing":
+        paths[0].unlink()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.csv")}
+    with pytest.raises(MbrError, match="Use the bundle that the session began with"):
+        SessionLog.resume(*paths, other, "hour")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.csv")} == before
+    log = SessionLog.resume(*paths, manifest, "hour")
+    log.close()
+    assert log.last_index == (border + 9 if growing == "there" else border - 1)
+    assert log.rows == {"ok": log.last_index + 1}
+
+
+@pytest.mark.parametrize("left", [b"", b"frame,sour", bytes(64), bytes(10_000)], ids=["", "half", "zeros", "pages"])
+@pytest.mark.parametrize("rotated", [False, True])
+def test_a_file_whose_header_a_power_cut_tore_is_begun_anew(
+    left: bytes, rotated: bool, tmp_path: Path, demo_bundle: Bundle
+) -> None:
+    paths = tmp_path / "cage.labels.csv", tmp_path / "cage.bouts.csv"
+    log = SessionLog.resume(*paths, demo_bundle.manifest, "hour")
+    if rotated:
+        for index in range(11):
+            log.write(decision(index, HOUR_NS - 10 * TICK_NS))
+    log.close()
+    assert len(closed_segments(paths[0])) == rotated
+    paths[0].write_bytes(left)
+    log = SessionLog.resume(*paths, demo_bundle.manifest, "hour")
+    log.write(decision(log.last_index + 1, HOUR_NS - 10 * TICK_NS))
+    log.close()
+    assert [row.index for row in read_labels(paths[0], demo_bundle.manifest)] == list(range(11 if rotated else 1))
+
+
+@pytest.mark.parametrize("torn", [b"", b"5,5", bytes(4096), b"5,5" + bytes(20_000)], ids=["", "row", "page", "pages"])
+def test_what_a_power_cut_left_behind_the_last_row_goes(torn: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    for whole in (b"", b"header\n", b"header\n" + b"1" * 9000 + b"\n"):
+        path.write_bytes(whole + torn)
+        cut_torn_row(path)
+        assert path.read_bytes() == whole
 
 
 def test_batch_does_not_mix_with_a_live_session(box_video: Path, tmp_path: Path, demo_bundle: Bundle) -> None:

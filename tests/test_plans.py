@@ -24,6 +24,7 @@ from live import mbr_live, simulated, system_config
 
 from mbr_live.bundle import FEATURES, Bundle, load_bundle
 from mbr_live.config import DEMO_BUNDLE
+from mbr_live.engines import tensorrt_build
 from mbr_live.engines.choice import engine_of, open_live_engine
 from mbr_live.engines.gpu_probe import probe_gpus
 from mbr_live.engines.plans import PlanHeader, PlanKey, kept_plans, read_plan, write_plan, write_whole
@@ -279,3 +280,33 @@ def test_plans_are_listed_and_removed(tmp_path: Path, monkeypatch: pytest.Monkey
     assert done.returncode == 2 and path.exists()
     done = mbr_live("engine", "remove", path.name)
     assert done.returncode == 0 and not path.exists()
+
+
+BUILDING = "print('building, which takes minutes', flush=True)"
+
+
+@pytest.mark.parametrize(
+    ("builder", "limit_s", "said"),
+    [
+        (f"{BUILDING}; import time; time.sleep(60)", 1.0, "took longer than 1 s, and was ended: "),
+        (f"{BUILDING}; import os; os.kill(os.getpid(), 9)", 60.0, "was ended by signal 9: building, which takes"),
+        ("import sys; sys.exit('no memory')", 60.0, "ended with code 1 and without a plan: no memory"),
+        (BUILDING, 60.0, "ended with code 0 and without a plan: building, which takes"),
+    ],
+)
+def test_a_builder_that_comes_to_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, builder: str, limit_s: float, said: str
+) -> None:
+    monkeypatch.setattr(tensorrt_build, "build_command", lambda *_: [sys.executable, "-c", builder])
+    monkeypatch.setattr(tensorrt_build, "BUILD_TIMEOUT_S", limit_s)
+    with pytest.raises(MbrError, match=f"GPU plan of bundle in f16: the builder {said}"):
+        tensorrt_build.build_in_child(Path("bundle"), "f16", 1, tmp_path)
+
+
+def test_a_builder_ends_with_the_file_of_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = tmp_path / "a plan"
+    builder = f"{BUILDING}; open({str(plan)!r}, 'w').close(); print({str(plan)!r})"
+    monkeypatch.setattr(tensorrt_build, "build_command", lambda *_: [sys.executable, "-c", builder])
+    said: list[str] = []
+    assert tensorrt_build.build_in_child(Path("bundle"), "f16", 1, tmp_path, said.append) == plan
+    assert said == ["building, which takes minutes", str(plan)]

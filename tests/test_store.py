@@ -99,7 +99,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(steps=STEPS)
 def test_however_it_grows_the_store_says_the_same(
     steps: list[tuple[str, Status, int, int]], tmp_path_factory: pytest.TempPathFactory, demo_bundle: Bundle

@@ -307,6 +307,29 @@ def test_values_that_do_not_go_together_cost_a_candidate_not_the_search(cache: P
     assert [each.state for each in found] == ["complete", "complete", "complete", "fail"]
 
 
+@pytest.mark.parametrize("choices", ['["gone.pth", "none"]', '["gone.pth"]'])
+def test_a_candidate_that_cannot_be_trained_costs_a_candidate_not_the_search(
+    cache: Path, tmp_path: Path, choices: str
+) -> None:
+    """It is found when the training begins: the weights are not there."""
+    seen = BASE.replace('extractor = "none"', 'extractor = "resnet18"\nresize_px = 75').replace('"all"', '"none"')
+    lines = (
+        "frame_steps = 1\nframes_per_step = 2\n"
+        f'[tune]\nsampler = "grid"\npruning = false\n[tune.search]\n"model.weights" = {choices}\n'
+    )
+    file = written(tmp_path / "small.toml", seen + lines)
+    if "none" in choices:
+        found = tune(file, tmp_path / "out", progress=silent, cache=cache)
+        assert [(each.values["model.weights"], each.state) for each in found] == [
+            ("gone.pth", "fail"),
+            ("none", "complete"),
+        ]
+        return
+    for _ in range(2):
+        with pytest.raises(MbrError, match=r"none of the 1 candidates .*gone\.pth can not be read"):
+            tune(file, tmp_path / "out", progress=silent, cache=cache)
+
+
 def test_the_program_prints_the_front(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

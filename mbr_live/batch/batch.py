@@ -9,12 +9,13 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mbr_live.ahead import Ahead
+from mbr_live.appending import writable
 from mbr_live.bundle import Bundle
 from mbr_live.drift import Drift, Glance, glance_at, reference_of
 from mbr_live.engines.protocol import Engine
@@ -54,8 +55,16 @@ class Replayed:
 
 
 def jobs_of(paths: Sequence[Path], join: str | None) -> list[Job]:
-    """One job per file, or one for all with `join`; MbrError when two would write the same result."""
+    """One job per file, or one for all with `join`; MbrError when two would write the same result, or none could."""
+    for path in paths:
+        if path.is_dir():
+            raise _of_folder(path)
     if join is not None:
+        if not join.strip() or join.startswith(".") or Path(join).name != join:
+            raise MbrError(
+                f"--join {join!r}: this cannot name the results. Give a name such as night1, without a folder: "
+                "results are written into that of --out."
+            )
         return [Job(join, tuple(paths))]
     jobs = [Job(_stem(path), (path,)) for path in paths]
     by_name: dict[str, Path] = {}
@@ -67,6 +76,30 @@ def jobs_of(paths: Sequence[Path], join: str | None) -> list[Job]:
             )
         by_name[job.name] = job.paths[0]
     return jobs
+
+
+def _of_folder(path: Path) -> MbrError:
+    files = sorted(each.name for each in path.iterdir() if each.is_file())
+    others = f" and {len(files) - 1} more" if len(files) > 1 else ""
+    found = f"it holds {files[0]}{others}" if files else "it holds no file"
+    return MbrError(f"{path}: this is a folder; {found}. Give the recordings in it, such as {path / '*.mp4'}.")
+
+
+def check_writable(out: Path) -> None:
+    """MbrError where no results can be written into `out`; nothing is left behind."""
+    with _writing(out):
+        writable(out)
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MbrError(
+            f"{out}: results cannot be written there ({error.strerror or error}). Check the name, its permissions and "
+            "the room on the disk, or give another --out."
+        ) from error
 
 
 def run_job(
@@ -82,14 +115,15 @@ def run_job(
     """Label one recording into `out`; MbrError when it cannot be read to its end, and nothing is left then."""
     started, wall_s, cpu_s = datetime.now(UTC).isoformat(), time.monotonic(), time.process_time()
     frames = _frames(job, progress)
-    finals = [out / f"{job.name}{suffix}" for suffix in (LABELS_SUFFIX, BOUTS_SUFFIX)]
-    labels, bouts = parts = [path.with_name(path.name + PART_SUFFIX) for path in finals]
+    finals = [out / f"{job.name}{suffix}" for suffix in (LABELS_SUFFIX, BOUTS_SUFFIX, RUN_SUFFIX)]
+    labels, bouts, manifest = parts = [path.with_name(path.name + PART_SUFFIX) for path in finals]
     _refuse_live_session(out, job.name)
     windows = {job.name: window_px} if window_px else None
     pipeline = Pipeline(bundle.manifest, engine, windows)
-    out.mkdir(parents=True, exist_ok=True)
     try:
-        log = SessionLog.create(labels, bouts, bundle.manifest)
+        with _writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+            log = SessionLog.create(labels, bouts, bundle.manifest)
         with closing(log):
             drift = _drift(bundle)
             state = _label(frames, job.name, pipeline, log, replayed or Replayed(), drift)
@@ -116,9 +150,10 @@ def run_job(
             timings=_timings(log, time.monotonic() - wall_s, time.process_time() - cpu_s),
         )
         _refuse_live_session(out, job.name)  # one may have begun meanwhile
-        for part, final in zip(parts, finals, strict=True):
-            part.replace(final)
-        write_run(out / f"{job.name}{RUN_SUFFIX}", run)
+        with _writing(out):
+            write_run(manifest, run)
+            for part, final in zip(parts, finals, strict=True):
+                part.replace(final)
     finally:
         for part in parts:
             part.unlink(missing_ok=True)

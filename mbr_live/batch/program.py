@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mbr_live.batch.batch import Job, Replayed, jobs_of
+from mbr_live.batch.batch import Job, Replayed, check_writable, jobs_of
 from mbr_live.batch.workers import Labeller, labelled
 from mbr_live.bundle import load_bundle
 from mbr_live.engines.choice import cores, kind_of
@@ -44,6 +44,7 @@ def batch_program(
     0 when all went well, 1 when some could not be read (they are named on stderr)."""
     bundle = load_bundle(bundle_path)
     jobs = jobs_of(videos, join)
+    check_writable(out)
     lived = _lived(drops, jobs) if drops else None
     replayed = Replayed(lived.drops, lived.restarts) if lived else None
     recorded = kind_of(lived.engine) if lived else None

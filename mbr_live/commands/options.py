@@ -17,7 +17,9 @@ Videos = Annotated[list[Path], typer.Argument(help="Video files.")]
 ConfigFile = Annotated[Path, typer.Argument(help="Configuration file (TOML).")]
 DatasetFile = Annotated[Path, typer.Argument(help="Dataset file (TOML).")]
 KeysOption = Annotated[Path | None, typer.Option("--keys", help="Folder of keys, where the system has them.")]
-WindowPx = Annotated[int | None, typer.Option("--window-px", min=16, help="Side of the crop window; else found.")]
+WindowPx = Annotated[
+    int | None, typer.Option("--window-px", min=16, max=4096, help="Side of the crop window; else found.")
+]
 EngineOption = Annotated[EngineWish | None, typer.Option("--engine", help="What computes the networks.")]
 Weights = Annotated[
     Path | None,

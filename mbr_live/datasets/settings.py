@@ -17,10 +17,15 @@ from mbr_live.datasets.temporal_config import TcnConfig, TemporalConfig
 from mbr_live.datasets.training_config import EarlyStopping, FineTuning
 from mbr_live.datasets.variation import Variation
 from mbr_live.stages.kinematics import CHANNELS, SETS
+from mbr_live.types import MbrError
 
 BoutSeconds = Annotated[float, Field(ge=0.0, le=3600.0)] | Literal["fit"]
 CalibrationKind = Literal["none", "platt", "temperature"]
 ThresholdRule = Literal["fit", "shrunk"] | Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+class Unfit(MbrError):
+    """Settings that do not go together, or that cannot be trained with here; with others, the recordings may do."""
 
 
 class BehaviourSpec(Section):

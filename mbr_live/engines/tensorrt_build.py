@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,20 +44,30 @@ def build_in_child(
 ) -> Path:
     """Build and keep a plan; `say` hears what is being done. MbrError says why there is none."""
     command = build_command(bundle, precision, batch, folder)
-    last, deadline_s = "", time.monotonic() + BUILD_TIMEOUT_S
+    last, late = "", threading.Event()
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
-        for line in child.stdout or ():
-            last = line.strip() or last
-            say(last)
-            if time.monotonic() > deadline_s:
-                child.kill()
-        code = child.wait()
-    if code:
-        how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+
+        def end() -> None:
+            late.set()
+            child.kill()
+
+        timer = threading.Timer(BUILD_TIMEOUT_S, end)  # the builder is silent for most of its time
+        timer.start()
+        try:
+            for line in child.stdout or ():
+                last = line.strip() or last
+                say(last)
+            code = child.wait()
+        finally:
+            timer.cancel()
+    plan = Path(last)
+    if code or not plan.is_file():
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code} and without a plan"
+        how = f"took longer than {BUILD_TIMEOUT_S:.0f} s, and was ended" if late.is_set() else how
         raise MbrError(
             f"GPU plan of {bundle} in {precision}: the builder {how}: {last}. The CPU engines work without it."
         )
-    return Path(last)
+    return plan
 
 
 def build_in_background(bundle: Path, precision: GpuPrecision, batch: int, folder: Path) -> None:

@@ -10,22 +10,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mbr_live.annotation.marks import runs
 from mbr_live.evaluation import bouts, scoring
-from mbr_live.evaluation.bouts import Bouts, Disagreements
+from mbr_live.evaluation.bouts import Disagreements
 from mbr_live.evaluation.classes import confusion_of_frames, exclusive_of, score_clips
 from mbr_live.evaluation.comparison import Compared, LabelFolder, Truth, compare, label_logs, notes_on
 from mbr_live.evaluation.metrics import (
     Agreement,
     BinaryScores,
-    BoundaryError,
-    BoutScores,
     Evaluation,
     ModelScores,
     Moment,
@@ -36,67 +32,13 @@ from mbr_live.evaluation.metrics import (
     Spread,
 )
 from mbr_live.evaluation.scoring import Counts
+from mbr_live.evaluation.tracks import Ticks, Track, score_bouts, track_of
 from mbr_live.evaluation.twins import lookahead_costs
-from mbr_live.types import RATE_FPS, UNKNOWN
 
-IOUS = (0.25, 0.5, 0.75)
 SPREAD_OF = ("precision", "recall", "f1", "pr_auc", "kappa", "coverage")
 AGREEMENT_OF = ("total_s", "count", "latency_s", "mean_s")
 SETS = ("condition", "group", "camera")
 _MOMENTS_OF_A_KIND = 2
-_TICK_MS = 1000 / RATE_FPS
-
-
-@dataclass(frozen=True, slots=True)
-class _Ticks:
-    """The S ticks of one behaviour of one recording that are scored."""
-
-    probabilities: NDArray[np.float64]  # [S]
-    labels: NDArray[np.bool_]  # [S]
-    shown: NDArray[np.bool_]  # [S]
-    marked: int  # ticks with truth, whether their label is known or not
-
-    @classmethod
-    def of(cls, compared: Compared, k: int, chosen: NDArray[np.bool_]) -> _Ticks:
-        labels, marked = compared.labels[:, k], chosen & (compared.marks[:, k] != UNKNOWN)
-        scored = marked & (labels != UNKNOWN)
-        return cls(
-            compared.probabilities[scored, k],
-            labels[scored] == 1,
-            compared.marks[scored, k] == 1,
-            int(np.count_nonzero(marked)),
-        )
-
-    @classmethod
-    def together(cls, parts: Sequence[_Ticks]) -> _Ticks:
-        return cls(
-            np.concatenate([part.probabilities for part in parts]),
-            np.concatenate([part.labels for part in parts]),
-            np.concatenate([part.shown for part in parts]),
-            sum(part.marked for part in parts),
-        )
-
-    @property
-    def counts(self) -> Counts:
-        return Counts.of(self.labels, self.shown)
-
-    @property
-    def scores(self) -> BinaryScores:
-        pr_auc = scoring.average_precision(self.probabilities, self.shown)
-        return BinaryScores.of(self.counts, self.marked, pr_auc)
-
-
-@dataclass(frozen=True, slots=True)
-class _Track:
-    """One behaviour of one recording."""
-
-    truth: Truth
-    judged: _Ticks
-    held: _Ticks | None  # all ticks, where not all were judged
-    true_bouts: Bouts
-    found_bouts: Bouts
-    pairs: dict[float, NDArray[np.int64]]
-    disagreements: Disagreements
 
 
 def evaluate(
@@ -129,7 +71,7 @@ def evaluate(
         behaviours=list(behaviours),
         exclusive=exclusive,
         models=models,
-        lookahead=lookahead_costs(behaviours, models),
+        lookahead=lookahead_costs(behaviours, models, compared),
     )
     return evaluation, compared
 
@@ -137,7 +79,7 @@ def evaluate(
 def _score_model(
     name: str, behaviours: Sequence[str], exclusive: list[str], compared: Sequence[Compared], notes: list[str]
 ) -> ModelScores:
-    tracks = [[_track(each, k) for k in range(len(behaviours))] for each in compared]
+    tracks = [[track_of(each, k) for k in range(len(behaviours))] for each in compared]
     recordings = [
         _score_recording(each, dict(zip(behaviours, of_recording, strict=True)))
         for each, of_recording in zip(compared, tracks, strict=True)
@@ -190,21 +132,7 @@ def _members(kind: str, compared: Sequence[Compared]) -> dict[str, list[int]]:
     return dict(sorted(members.items()))
 
 
-def _track(compared: Compared, k: int) -> _Track:
-    claimed, expected = bouts.comparable(compared.labels[:, k], compared.marks[:, k])
-    true_bouts, found_bouts = bouts.bouts_of(expected), bouts.bouts_of(claimed)
-    return _Track(
-        truth=compared.truth,
-        judged=_Ticks.of(compared, k, compared.judged),
-        held=_Ticks.of(compared, k, np.ones_like(compared.judged)) if compared.of_stills else None,
-        true_bouts=true_bouts,
-        found_bouts=found_bouts,
-        pairs={iou: bouts.matched(true_bouts, found_bouts, iou) for iou in IOUS},
-        disagreements=bouts.disagreements(claimed, expected),
-    )
-
-
-def _score_recording(compared: Compared, tracks: dict[str, _Track]) -> RecordingScores:
+def _score_recording(compared: Compared, tracks: dict[str, Track]) -> RecordingScores:
     truth = compared.truth
     return RecordingScores(
         recording=truth.recording,
@@ -218,7 +146,7 @@ def _score_recording(compared: Compared, tracks: dict[str, _Track]) -> Recording
             name: RecordingBehaviour(
                 frames=track.judged.scores,
                 held=_held([track]),
-                bouts=_score_bouts([track]),
+                bouts=score_bouts([track]),
                 disagreements=track.disagreements,
                 truth=bouts.statistics(track.true_bouts),
                 labels=bouts.statistics(track.found_bouts),
@@ -234,48 +162,15 @@ def _stills(compared: Sequence[Compared]) -> int | None:
     return sum(counts) if counts else None
 
 
-def _held(tracks: Sequence[_Track]) -> BinaryScores | None:
+def _held(tracks: Sequence[Track]) -> BinaryScores | None:
     """Of all ticks; None where these were all judged."""
     if all(track.held is None for track in tracks):
         return None
-    return _Ticks.together([track.held or track.judged for track in tracks]).scores
+    return Ticks.together([track.held or track.judged for track in tracks]).scores
 
 
-def _score_bouts(tracks: Sequence[_Track]) -> dict[str, BoutScores]:
-    return {f"{iou:g}": _score_bouts_at(iou, tracks) for iou in IOUS}
-
-
-def _score_bouts_at(iou: float, tracks: Sequence[_Track]) -> BoutScores:
-    true, found = (sum(len(each) for each in kind) for kind in _bouts_of(tracks))
-    late = np.concatenate(
-        [track.found_bouts[track.pairs[iou][:, 1]] - track.true_bouts[track.pairs[iou][:, 0]] for track in tracks]
-    )
-    counts = Counts(tp=len(late), fp=found - len(late), fn=true - len(late))
-    return BoutScores(
-        true=true,
-        found=found,
-        matched=len(late),
-        precision=counts.precision,
-        recall=counts.recall,
-        f1=counts.f1,
-        onset=_boundary_error(late[:, 0]),
-        offset=_boundary_error(late[:, 1]),
-    )
-
-
-def _bouts_of(tracks: Sequence[_Track]) -> tuple[list[Bouts], list[Bouts]]:
-    return [track.true_bouts for track in tracks], [track.found_bouts for track in tracks]
-
-
-def _boundary_error(late_frames: NDArray[np.int64]) -> BoundaryError | None:
-    if not len(late_frames):
-        return None
-    late_ms = late_frames * _TICK_MS
-    return BoundaryError(median_ms=float(np.median(late_ms)), p95_ms=float(np.quantile(np.abs(late_ms), 0.95)))
-
-
-def _score_together(name: str, tracks: Sequence[_Track], recordings: Sequence[RecordingScores]) -> SetBehaviour:
-    judged = _Ticks.together([track.judged for track in tracks])
+def _score_together(name: str, tracks: Sequence[Track], recordings: Sequence[RecordingScores]) -> SetBehaviour:
+    judged = Ticks.together([track.judged for track in tracks])
     by_group: dict[str, Counts] = defaultdict(Counts)
     for track in tracks:
         by_group[track.truth.group] += track.judged.counts
@@ -285,7 +180,7 @@ def _score_together(name: str, tracks: Sequence[_Track], recordings: Sequence[Re
         frames=judged.scores,
         held=_held(tracks),
         f1_interval=scoring.f1_interval(list(by_group.values())),
-        bouts=_score_bouts(whole) if whole else None,
+        bouts=score_bouts(whole) if whole else None,
         disagreements=sum((track.disagreements for track in whole), Disagreements()) if whole else None,
         spread=dict(_spreads(name, recordings)),
         agreement={figure: _agreement(name, figure, recordings) for figure in AGREEMENT_OF} if whole else {},

@@ -25,6 +25,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
+from mbr_live.appending import writable
 from mbr_live.bundle import Bundle, check_live, load_bundle
 from mbr_live.cameras.calibration import load_calibration, load_reference
 from mbr_live.cameras.live_camera import LiveCamera
@@ -167,12 +168,8 @@ def _goes_on(config: Config) -> bool:
 
 def _folder(config: Config) -> Iterator[Finding]:
     """Whether results can be written, and whether there is room. Leaves nothing behind."""
-    there = _existing(config.out)
     try:
-        if not there.is_dir():
-            raise NotADirectoryError(20, "it is a file")
-        with tempfile.TemporaryFile(dir=there):
-            pass
+        there = writable(config.out)
     except OSError as error:
         text = (
             f"{config.out}: results cannot be written ({error.strerror}). Check its permissions, or set another `out`."
@@ -195,7 +192,7 @@ def free_space(out: Path, free_mb: float) -> Finding:
 
 def _disk_speed(out: Path) -> Iterator[Finding]:
     try:
-        with tempfile.TemporaryFile(dir=_existing(out)) as file:
+        with tempfile.TemporaryFile(dir=writable(out)) as file:
             data = os.urandom(1_000_000)
             start_s = time.perf_counter()
             for _ in range(_SPEED_PROBE_MB):
@@ -322,8 +319,3 @@ def _watched(camera: Camera, watch_s: float) -> tuple[tuple[int, int], float | N
             raise MbrError(f"camera {camera.name}: it ended before a frame came. Expected a camera, or a longer video.")
         fps = live.source_fps(time.monotonic()) if watch_s else None
         return (log.began.width_px, log.began.height_px), fps
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
-    return next(path for path in (folder, *folder.resolve().parents) if path.exists())

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from mbr_live.appending import Unwritable, WaitingRows
 from mbr_live.config import Camera, Config
 from mbr_live.drift import MEMORY_FRAMES, Drift, Glance, Reference
-from mbr_live.label_log import LABELS_SUFFIX, gap_ranges, read_labels
+from mbr_live.label_log import LABELS_SUFFIX
 from mbr_live.latency import LatencyHistogram
 from mbr_live.live.arrivals import MAX_JUMP_TICKS
 from mbr_live.live.backlog import Backlog
@@ -190,7 +190,7 @@ class Lane:
         self.run.exit_status = "complete" if self.ended else "stopped"
         self.run.finished = datetime.now(UTC).isoformat()
         self.run.rows, self.run.bouts = dict(self._log.rows), dict(self._log.bout_counts)
-        self.run.drops = gap_ranges(read_labels(self._paths[LABELS_SUFFIX]))
+        self.run.drops = self._log.gap_ranges()
         self.run.window_px = self._pipeline.window_px(self.name, self.state.sight)
         self.run.refused = dict(self.refused)
         self.run.drift, self.run.drifted = self._drifted()

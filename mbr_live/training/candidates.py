@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from mbr_live.datasets.dataset import Dataset, read_dataset
 from mbr_live.datasets.search_space import TUNABLE, TuneSettings, Values, with_values
+from mbr_live.datasets.settings import Unfit
 from mbr_live.sinks import write_atomically
 from mbr_live.types import MbrError
 
@@ -30,21 +31,21 @@ def check_space(plan: Dataset, settings: TuneSettings, file: Path) -> None:
 def _why_not(plan: Dataset, values: Values) -> str | None:
     try:
         candidate(plan, values)
-    except MbrError as error:
+    except Unfit as error:
         return str(error)
     return None
 
 
 def candidate(plan: Dataset, values: Values) -> Dataset:
-    """The dataset with other settings, and nothing more to tune; MbrError where they do not go together."""
+    """The dataset with other settings, and nothing more to tune; Unfit where they do not go together."""
     sections = {name: getattr(plan, name).model_dump(mode="json") for name in TUNABLE}
     try:
         return plan.with_sections(with_values(sections, values) | {"tune": None})
     except KeyError as error:
-        raise MbrError(f"there is no such setting ({error.args[0]})") from error
+        raise Unfit(f"there is no such setting ({error.args[0]})") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise MbrError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise Unfit(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
 
 
 def write_candidate(file: Path, plan: Dataset, dataset_file: Path, values: Values) -> None:

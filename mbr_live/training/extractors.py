@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mbr_live.datasets.extractor_config import FROM_SCRATCH, IMAGENET, PictureSettings
+from mbr_live.datasets.settings import Unfit
 from mbr_live.training.models import IMAGENET_MEAN, IMAGENET_STD, Extractor, Trunk, TrunkConfig
-from mbr_live.types import MbrError
 
 _HALF = (0.5, 0.5, 0.5)
 _HEADS = ("fc.", "classif.", "last_linear.")  # the classifiers of published files, which are left out here
@@ -90,7 +90,7 @@ class MaximumNormalised(Extractor):
 def build_extractor(settings: PictureSettings, weights_file: Path | None = None) -> Extractor | None:
     """The network that sees the crops, with the weights that it starts from; None where pictures are not looked at.
 
-    Raises MbrError where the weights are not to be had, or are not those of the network.
+    Raises Unfit where the weights are not to be had, or are not those of the network.
     """
     if settings.extractor == "none":
         return None
@@ -110,21 +110,19 @@ def build_extractor(settings: PictureSettings, weights_file: Path | None = None)
 
 
 def file_hash(weights_file: Path) -> str:
-    """SHA-256 of a file of weights; MbrError where it can not be read."""
+    """SHA-256 of a file of weights; Unfit where it can not be read."""
     try:
         with weights_file.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise MbrError(f"Weights {weights_file} can not be read ({error.strerror}). Check the path.") from error
+        raise Unfit(f"Weights {weights_file} can not be read ({error.strerror}). Check the path.") from error
 
 
 def _network(name: str, *, with_weights: bool = False) -> nn.Module:
     try:
         import timm  # takes seconds, and most trainings need none of it
     except ModuleNotFoundError as error:
-        raise MbrError(
-            f"Extractor {name}: {error.name} is not installed. Run: pip install 'mbr-live[train]'"
-        ) from error
+        raise Unfit(f"Extractor {name}: {error.name} is not installed. Run: pip install 'mbr-live[train]'") from error
     network: nn.Module = timm.create_model(name, pretrained=with_weights)
     return network
 
@@ -149,7 +147,7 @@ def _from_hub(name: str) -> dict[str, Tensor]:
     try:
         return dict(_network(name, with_weights=True).state_dict())
     except (OSError, RuntimeError, ValueError) as error:
-        raise MbrError(
+        raise Unfit(
             f"ImageNet weights of {name} can not be had from the hub ({type(error).__name__}). Save them on a machine "
             f'with a network (docs/training.md says how) and give the file: weights = "FILE" in the dataset file, or '
             '--weights FILE. Or train from scratch: weights = "none".'
@@ -172,8 +170,8 @@ def _read(weights_file: Path) -> dict[str, Tensor]:
     return dict(found)
 
 
-def _unreadable(weights_file: Path, reason: str) -> MbrError:
-    return MbrError(
+def _unreadable(weights_file: Path, reason: str) -> Unfit:
+    return Unfit(
         f"Weights {weights_file} are not a state dict that can be read without running code ({reason}). Give a .pth "
         "that torch.save(model.state_dict(), FILE) wrote, or a .safetensors file."
     )
@@ -194,7 +192,7 @@ def _load(body: nn.Module, weights_file: Path, extractor: str, published: set[st
         ("are not finite in", [name for name in wanted if name in found and not torch.isfinite(found[name]).all()]),
     ):
         if names:
-            raise MbrError(
+            raise Unfit(
                 f"Weights {weights_file} are not those of {extractor}: they {problem} {_listed(names)}. Give a file of "
                 f"this network, whole ({PUBLISHED[extractor].name}), or name the extractor that they are of."
             )

@@ -15,14 +15,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from mbr_live.datasets.dataset import Progress
-from mbr_live.datasets.settings import TrainingSettings
+from mbr_live.datasets.settings import TrainingSettings, Unfit
 from mbr_live.training.checkpoints import Checkpoints, Stateful
 from mbr_live.training.learning import Best, Optimiser, Target, target_of
 from mbr_live.training.lessons import Lesson, Passage, chances_by_count, draw, with_labels
 from mbr_live.training.networks import Learner, learners_of
 from mbr_live.training.temporal import Ensemble, TemporalModel
 from mbr_live.training.validation import Validation
-from mbr_live.types import MbrError
 
 _STD_FLOOR = 1e-3  # for a channel that does not vary
 
@@ -81,7 +80,7 @@ def _learn(
     """One network; the step whose weights it has in the end."""
     lessons = with_labels(lessons, learner.of)
     if not lessons:
-        raise MbrError(
+        raise Unfit(
             f"No frame of the recordings to train on is labelled for behaviour {learner.of[0] + 1} of the dataset, "
             "which has a network of its own. Label some, or leave the behaviour out."
         )

@@ -8,6 +8,7 @@ also within the candidate that it was killed in.
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,12 +26,15 @@ from mbr_live.bundle import FEATURES, TEMPORAL, Bundle
 from mbr_live.datasets.dataset import Dataset, Progress, read_dataset
 from mbr_live.datasets.recordings import files_of
 from mbr_live.datasets.search_space import Range, TuneSettings
+from mbr_live.datasets.settings import Unfit
 from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.progress import bars
 from mbr_live.training.candidates import candidate, check_space, write_candidate
 from mbr_live.training.extractors import file_hash
 from mbr_live.training.train import train_on
 from mbr_live.types import MbrError
+
+log = logging.getLogger(__name__)
 
 STUDY, BEST, PLOT = "study.sqlite", "best.toml", "pareto.png"
 FRONT = "front"  # folder of the dataset files of the candidates on the Pareto front
@@ -39,10 +43,6 @@ _BEFORE, _AFTER = ("labels", "recordings"), "reference"  # stages that are no pa
 _TIMED_FRAMES, _WARM_FRAMES, _SEQUENCE_FRAMES = 200, 20, 1024
 _STARTUP_CANDIDATES = 5  # with which the next ones are compared before any is given up
 _FINISHED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED, optuna.trial.TrialState.FAIL)
-
-
-class _Unfit(Exception):
-    """The values of a candidate do not go together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,11 @@ def tune(dataset_file: Path, out: Path, *, progress: Progress, cache: Path | Non
         found = candidates_of(study, settings)
         _write_results(found, plan, dataset_file, out)
     if not any(each.state == "complete" for each in found):
-        raise MbrError(f"{out}: none of the {len(found)} candidates could be trained to its end. Widen the search.")
+        why = [trial.user_attrs["why"] for trial in study.get_trials(deepcopy=False) if "why" in trial.user_attrs]
+        raise MbrError(
+            f"{out}: none of the {len(found)} candidates could be trained to its end. Widen the search. "
+            + " ".join(why[-1:])
+        )
     return found
 
 
@@ -169,7 +173,9 @@ class _Search:
             values = self._try(trial, killed[0].intermediate_values if killed else None)
         except optuna.TrialPruned:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        except _Unfit:
+        except Unfit as error:
+            log.warning("candidate %d: %s", trial.number, error)
+            trial.set_user_attr("why", str(error))
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
         else:
             study.tell(trial, values[: len(self._settings.objectives)])
@@ -178,11 +184,7 @@ class _Search:
     def _try(self, trial: optuna.Trial, before: Mapping[int, float] | None) -> tuple[float, float]:
         """PR-AUC and milliseconds of a candidate; `before` is what it had reported when it was killed."""
         values = {key: _suggested(trial, key, space) for key, space in self._settings.search.items()}
-        try:
-            chosen = candidate(self._plan, values)
-        except MbrError as error:
-            trial.set_user_attr("why", str(error))
-            raise _Unfit from error
+        chosen = candidate(self._plan, values)
         began_s = ended_s = time.monotonic()
 
         def show(stage: str, done: int, total: int) -> None:

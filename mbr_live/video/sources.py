@@ -326,7 +326,8 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
         ) from error
     with container:
         if not container.streams.video:
-            raise MbrError(f"{path}: the file has no video stream, only {len(container.streams)} other streams.")
+            found = " and ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+            raise MbrError(f"{path}: the file has no video stream, only {found}. Give the file that has the pictures.")
         yield container
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -25,6 +27,7 @@ from mbr_live.config import Camera, MjpegCamera, RtspCamera
 from mbr_live.trigger_config import MqttOutput
 
 CUTS = 9
+LISTENS_WITHIN_S = 10.0
 BROKER = shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin")
 
 
@@ -78,9 +81,18 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
+        """Start it, and wait until it listens: a port that another program took meanwhile is no loss of ours."""
         self._process = subprocess.Popen(
             [str(BROKER), "-c", self._config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+        for _ in range(round(LISTENS_WITHIN_S / 0.1)):
+            if self._process.poll() is not None:
+                raise SystemExit(f"mosquitto ended at once ({self._process.returncode}): is port {self.port} taken?")
+            with closing(socket.socket()) as knock:
+                if knock.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.1)
+        raise SystemExit(f"mosquitto does not listen at port {self.port} after {LISTENS_WITHIN_S:.0f} s")
 
     def stop(self) -> None:
         if self._process is not None:
