@@ -17,7 +17,17 @@ from mbr_live.annotation.marks import Annotations
 from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, REFERENCE, TEMPORAL, Bundle, load_bundle, write_bundle
 from mbr_live.drift import Histogram, Reference, bins_of, reference_of
 from mbr_live.quantisation import calibrate as module
-from mbr_live.quantisation.calibrate import Cost, Given, Labelled, calibrate, choose, cost_of, largest_loss, read_list
+from mbr_live.quantisation.calibrate import (
+    Cost,
+    Given,
+    Labelled,
+    calibrate,
+    choose,
+    cost_of,
+    largest_loss,
+    read_list,
+    with_int8,
+)
 from mbr_live.quantisation.program import given_recordings
 from mbr_live.types import MbrError
 
@@ -110,8 +120,12 @@ def test_what_has_no_truth_is_held_to_the_labels_of_float32(lacking: str, demo_b
 
 
 def test_the_bundle_holds_both(int8_bundle: Bundle, demo_bundle: Bundle) -> None:
-    for name in (FEATURES, TEMPORAL, CARD):
+    for name in (FEATURES, TEMPORAL):
         assert int8_bundle.read(name) == demo_bundle.read(name)
+    text = int8_bundle.read(CARD).decode()
+    assert text.startswith(demo_bundle.read(CARD).decode().rstrip("\n")), "what it said before stays"
+    assert "## Features in 8-bit integers" in text and "not measured, there was no truth" in text
+    assert with_int8(text, int8_bundle.manifest.int8) == text, "made again, it says so once"
     assert len(int8_bundle.read(FEATURES_INT8)) > 100_000
     card, listed = int8_bundle.manifest.int8, int8_bundle.path.parent / "frames.json"
     assert card is not None

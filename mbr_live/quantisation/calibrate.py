@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mbr_live.annotation.marks import Annotations
-from mbr_live.bundle import FEATURES, FEATURES_INT8, Bundle, Int8Card, write_bundle
+from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, Bundle, Int8Card, write_bundle
 from mbr_live.engines.choice import engine_of
 from mbr_live.engines.parity import parity
 from mbr_live.engines.protocol import Engine
@@ -40,6 +40,7 @@ labels is right."""
 
 CALIBRATION_FRAMES = 256
 _LIGHTS = 3  # dark, middling, bright
+_INT8_HEADING = "## Features in 8-bit integers"
 
 Progress = Callable[[str, int], None]
 """Called with what is being done and how many frames of it are done."""
@@ -358,7 +359,25 @@ def _card(given: Sequence[Given], listed: CalibrationList, list_text: str, cost:
 def _written(path: Path, bundle: Bundle, integers: bytes, card: Int8Card) -> Bundle:
     contents: Mapping[str, bytes] = {name: bundle.read(name) for name in bundle.manifest.files if name != FEATURES_INT8}
     manifest = bundle.manifest.model_copy(update={"int8": card})
-    return write_bundle(path, manifest, {**contents, FEATURES_INT8: integers})
+    text = with_int8(bundle.read(CARD).decode(), card).encode()
+    return write_bundle(path, manifest, {**contents, FEATURES_INT8: integers, CARD: text})
+
+
+def with_int8(text: str, card: Int8Card) -> str:
+    """The card of a bundle, in Markdown, with what int8 costs; in place of what it said of that before."""
+    scores = ", ".join(f"{name} {f32:.3f} to {int8:.3f}" for name, (f32, int8) in card.pr_auc.items())
+    lines = (
+        "",
+        _INT8_HEADING,
+        "",
+        "A second feature network computes with integers (`--engine openvino-int8`, `tensorrt-int8`).",
+        "",
+        f"- Made on {card.date} from {card.calibration_frames} frames of {', '.join(card.recordings)}",
+        f"- Labels {card.labels_differ:.2%} of {card.compared_frames} frames otherwise than float32",
+        f"- PR-AUC on these frames, float32 to int8: {scores or 'not measured, there was no truth'}",
+        "",
+    )
+    return text.partition(f"\n{_INT8_HEADING}\n")[0].rstrip("\n") + "\n" + "\n".join(lines)
 
 
 def _hashes(given: Given) -> tuple[str, ...]:
