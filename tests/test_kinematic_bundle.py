@@ -368,7 +368,7 @@ def test_a_dataset_file_may_ask_for_networks_that_look_ahead(cache: Path, box_vi
         ('kinematics = ["all", "shape+arena"]', 'kinematics = "all+shape"', "share no channel"),
         ("ensemble = 3", "ensemble = 1", "at least as many members"),
         ("temporal = {", 'temporal = [{ kind = "lstm", offline = true }]\nother = {', "model.temporal"),
-        ('kind = "tcn", channels = 8, blocks = 2', 'kind = "tcn", offline = true', "model.temporal.tcn.offline"),
+        ('kind = "tcn", channels = 8, blocks = 2', 'kind = "tcn", offline = true', "model.temporal.offline"),
         ("threshold = 0.5", "threshold = 1.5", "training.threshold"),
         ('draw = "by_count"', 'draw = "at will"', "training.draw"),
     ],

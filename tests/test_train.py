@@ -331,13 +331,13 @@ def test_the_demo_dataset_is_valid() -> None:
     ("old", "new", "message"),
     [
         ('name = "tiny"', 'name = "tiny', "not TOML"),
-        ('name = "tiny"', "", "name: Field required"),
-        ("seed = 3", "seed = -3", r"simulated\.0\.seed"),
+        ('name = "tiny"', "", "name: is missing"),
+        ("seed = 3", "seed = -3", r"simulated 1\.seed"),
         ("seed = 3", "seed = 4", "box-4 more than once"),
         ('"validation"', '"train"', "no validation recordings"),
         ('"validation"', '"test"', "no validation recordings"),
         ("frame_steps", "frame_stepz", r"training\.frame_stepz"),
-        ('name = "rearing"', 'colour = "red"', r"behaviours\.1\.name"),
+        ('name = "rearing"', 'colour = "red"', r"behaviours 2\.name"),
     ],
 )
 def test_a_dataset_file_that_is_not_valid(tmp_path: Path, old: str, new: str, message: str) -> None:
