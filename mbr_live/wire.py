@@ -26,10 +26,13 @@ from mbr_live.types import Frame, MbrError
 QUEUE_FRAMES = 20  # two seconds of one camera: rides out a hiccup, and bounds memory and lateness
 MAX_HEADER_BYTES = 4096
 MAX_DETAIL = 300  # characters
-MAX_PIXEL_BYTES = 3840 * 2160 * 3  # a 4K frame; libzmq disconnects a peer that announces more
+# 12 megapixels: while inference stands still, 1.7 GB of these wait at both ends. libzmq disconnects who announces more.
+MAX_PIXELS = 4096 * 3072
+MIN_SIDE_PX, MAX_SIDE_PX = 16, 8192
+_ENCRYPTION_BYTES = 64  # CURVE adds 33 to a part, which count
 
 _Natural = Annotated[int, Field(ge=0, lt=2**63)]
-_Side = Annotated[int, Field(ge=16, le=8192)]
+_Side = Annotated[int, Field(ge=MIN_SIDE_PX, le=MAX_SIDE_PX)]
 
 
 class _Message(BaseModel):
@@ -60,6 +63,17 @@ def own_clock() -> str:
     """Names the monotonic clock of this machine: another after every start of the machine."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return boot.read_text().strip() if boot.exists() else f"{uuid.getnode():x}"
+
+
+def check_size(camera: str, width_px: int, height_px: int) -> None:
+    """MbrError for pictures that no frame message can hold."""
+    sides_fit = all(MIN_SIDE_PX <= side <= MAX_SIDE_PX for side in (width_px, height_px))
+    if not sides_fit or width_px * height_px > MAX_PIXELS:
+        raise MbrError(
+            f"camera {camera}: pictures of {width_px} x {height_px} px. Live pictures have {MIN_SIDE_PX} to "
+            f"{MAX_SIDE_PX} px a side and at most {MAX_PIXELS / 1e6:.1f} million pixels (4096 x 3072). Set another "
+            "size, a region or binning in the camera; recorded files of any size can be labelled with mbr-live batch."
+        )
 
 
 class CaptureCounts(BaseModel):
@@ -164,8 +178,9 @@ class FrameSender:
         self._seq += 1
 
     def send(self, frame: Frame, captured_ns: int) -> bool:
-        """Send `frame` if there is room; False when it was refused."""
+        """Send `frame` if there is room; False when it was refused. MbrError for one of a size that cannot be sent."""
         height, width = frame.pixels.shape[:2]
+        check_size(self._camera, width, height)
         header = FrameHeader(
             camera=self._camera, session=self._session, seq=self._seq, index=frame.index,
             source_frame=frame.source_frame, time_ns=frame.time_ns, origin_ns=frame.origin_ns,
@@ -216,7 +231,7 @@ class FrameReceiver:
     def __init__(self, endpoint: str, keys: Keys | None = None) -> None:
         self._door = _Door(keys)
         self._socket = self._door.socket(zmq.PULL, queue=QUEUE_FRAMES)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PIXEL_BYTES)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PIXELS * 3 + _ENCRYPTION_BYTES)
         self._door.open(self._socket, endpoint, "frames")
 
     def receive(self, timeout_s: float) -> tuple[Header, memoryview | None] | None:

@@ -207,6 +207,19 @@ def test_nothing_listens(tmp_path: Path) -> None:
     assert "Connection refused" in done.stderr
 
 
+def test_pictures_that_are_too_large_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    path = tmp_path / "film.avi"
+    film = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (5472, 3648))
+    film.write(np.full((3648, 5472, 3), 90, np.uint8))
+    film.release()
+    alone = wrong_camera(tmp_path, f'{{ kind = "file", path = "{path}" }}')
+    system = mbr_live("run", tmp_path / "system.toml", "--plain")
+    assert system.returncode == 2
+    for said in (alone.stderr, system.stderr):
+        assert "camera cage: pictures of 5472 x 3648 px" in said and "4096 x 3072" in said
+    assert not list((tmp_path / "live").glob("*"))
+
+
 def test_a_password_in_an_address_is_refused(tmp_path: Path) -> None:
     config = tmp_path / "system.toml"
     config.write_text(

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from live import mbr_live, played, system_config
 
-from mbr_live.config import Recording
+from mbr_live.config import Recording as Settings
 from mbr_live.live.run import System
-from mbr_live.sinks import BOUTS_HEADER, read_run, write_run
+from mbr_live.sinks import BOUTS_HEADER, RunManifest, read_run, write_run
+from mbr_live.types import TICK_NS, Frame
 from mbr_live.video.clips import Clip, clips_of, cut
-from mbr_live.video.sources import VideoFile, sampled
+from mbr_live.video.recorder import Recorder
+from mbr_live.video.sources import JOURNAL_HEADER, Recording, VideoFile, sampled
 
 
 def pictures(path: Path) -> list[np.ndarray]:
@@ -57,7 +61,7 @@ def test_clips_of_a_file_show_the_frames_around_each_bout(box_video: Path, tmp_p
 def test_a_running_session_gives_clips_of_what_is_closed(box_video: Path, tmp_path: Path) -> None:
     live = system_config(tmp_path / "live", played(box_video, speed=2))
     camera = live.camera[0].model_copy(update={"record": "lossless"})
-    settings = Recording(segment_minutes=1 / 30, clips=("grooming",), pre_s=0.5, post_s=0.5)
+    settings = Settings(segment_minutes=1 / 30, clips=("grooming",), pre_s=0.5, post_s=0.5)
     with System(live.model_copy(update={"camera": (camera,), "recording": settings})) as system:
         for _ in range(150):
             system.look_after()
@@ -83,3 +87,38 @@ def test_a_running_session_gives_clips_of_what_is_closed(box_video: Path, tmp_pa
     (live.out / "box.run.json").unlink()
     done = mbr_live("clips", live.out)
     assert done.returncode == 2 and "no pictures" in done.stderr
+
+
+def test_only_files_that_hold_pictures_of_new_clips_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bout that found no room, one before the first picture in part, two in one file, one far behind."""
+    recorder = Recorder(tmp_path, "cage", "lossless", Settings(min_free_gb=0, segment_minutes=1 / 12))
+    journal = "".join(f"{tick},{tick},{tick * TICK_NS}\n" for tick in range(600))
+    (tmp_path / "cage.frames.csv").write_text(f"{JOURNAL_HEADER}\n{journal}")
+    for tick in range(100, 600):
+        recorder.keep(Frame("cage", tick, tick, tick * TICK_NS, 0, np.full((32, 32, 3), tick % 200, np.uint8)))
+    recorder.close()
+    run = RunManifest(
+        recording="cage", mode="live", exit_status="running", started="", bundle="", bundle_sha256="", engine="",
+        versions={}, sources=[],
+    )  # fmt: skip
+    write_run(tmp_path / "cage.run.json", run)
+    read: list[int] = []
+    frames = Recording.frames
+
+    def counted(self: Recording, camera: str, *, from_frame: int = 0) -> Iterator[Frame]:
+        for frame in frames(self, camera, from_frame=from_frame):
+            read.append(frame.index)
+            yield frame
+
+    monkeypatch.setattr(Recording, "frames", counted)
+    with_bouts(tmp_path, "cage", *(("x", start, start + 9) for start in (40, 85, 115, 120, 520)))
+    for made, ticks in ((["85", "115", "120", "520"], [*range(100, 141), *range(500, 541)]), ([], [])):
+        clips = clips_of(tmp_path, "cage", (), pre_s=1, post_s=1)
+        assert [path.name for path in cut(tmp_path, clips, tmp_path / "clips")] == [
+            f"cage.x.{name}.mp4" for name in made
+        ]
+        assert read == ticks
+        read.clear()
+    assert len(pictures(tmp_path / "clips" / "cage.x.85.mp4")) == 5  # 100 to 104
+    shown = pictures(tmp_path / "clips" / "cage.x.520.mp4")
+    assert np.allclose([picture.mean() for picture in shown], [tick % 200 for tick in range(510, 540)], atol=4)

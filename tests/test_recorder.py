@@ -18,7 +18,7 @@ from mbr_live.label_log import read_labels
 from mbr_live.live.capture import Journal
 from mbr_live.live.run import System
 from mbr_live.sinks import read_run
-from mbr_live.types import Frame
+from mbr_live.types import Frame, MbrError
 from mbr_live.video.recorder import Form, Recorder
 from mbr_live.video.segments import INDEX_SUFFIX, Segment, part_of, read_index, segments_of
 from mbr_live.video.sources import Recording
@@ -115,6 +115,18 @@ def test_pictures_whose_rows_were_lost_shift_no_others(
     assert [frame.index for frame in recording.frames("cage", from_frame=41)] == [*range(40, 45)]
 
 
+def test_an_index_made_anew_gives_no_segment_the_rows_of_the_next(tmp_path: Path) -> None:
+    frames = films(range(55))
+    journal = tmp_path / "cage.frames.csv"
+    record(tmp_path, frames[:20])
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:14]))
+    record(tmp_path, frames[30:40])
+    (tmp_path / f"cage{INDEX_SUFFIX}").unlink()
+    record(tmp_path, frames[50:])
+    rows = read_index(tmp_path / f"cage{INDEX_SUFFIX}")
+    assert [(row.first_frame, row.last_frame) for row in rows] == [(0, 9), (10, 12), (30, 39), (50, 54)]
+
+
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 0.99])
 def test_a_segment_that_was_cut_off_ends_where_it_ends(share: float, tmp_path: Path) -> None:
     frames = films(range(10))
@@ -130,6 +142,36 @@ def test_a_segment_that_was_cut_off_ends_where_it_ends(share: float, tmp_path: P
     found = list(Recording(tmp_path / "cage.frames.csv").frames("cage"))
     assert len(found) == row.last_frame + 1 <= 10 * share + 1
     same(found, frames[: len(found)])
+
+
+def test_a_segment_that_was_cut_off_as_it_began_holds_nothing(tmp_path: Path) -> None:
+    """At whatever byte of its header; what was recorded before can be labelled."""
+    frames = films(range(11))
+    record(tmp_path, frames, end=False)
+    part = part_of(tmp_path / "cage.10.mkv")
+    header = part.read_bytes()
+    for size in range(0, len(header) + 1, 20):
+        part.write_bytes(header[:size])
+        same(list(Recording(tmp_path / "cage.frames.csv").frames("cage")), frames[:10])
+    (tmp_path / "cage.0.mkv").unlink()
+    with pytest.raises(MbrError, match="no pictures beside it"):
+        Recording(tmp_path / "cage.frames.csv")
+
+
+@pytest.mark.parametrize("size", [(49, 65), (48, 65), (49, 64)])
+@pytest.mark.parametrize("form", ["h264", "lossless"])
+def test_pictures_of_odd_sides_are_recorded(tmp_path: Path, form: Form, size: tuple[int, int]) -> None:
+    even = np.kron(np.random.default_rng(3).integers(0, 256, (7, 9, 1), np.uint8), np.ones((8, 8, 3), np.uint8))
+    frames = [Frame("cage", n, n, n * 100_000_000, 0, even[: size[0], : size[1]]) for n in range(5)]
+    recorder = record(tmp_path, frames, form=form)
+    assert (recorder.recorded, recorder.unrecorded) == (5, 0)
+    found = list(Recording(tmp_path / "cage.frames.csv").frames("cage"))
+    assert len(found) == 5
+    height, width = size if form == "lossless" else (48, 64)
+    for frame in found:
+        assert frame.pixels.shape == (height, width, 3)
+        off = np.abs(frame.pixels.astype(int) - frames[0].pixels[:height, :width]).mean()
+        assert off == 0 if form == "lossless" else off < 5
 
 
 def test_h264_is_small_and_close(tmp_path: Path) -> None:

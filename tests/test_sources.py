@@ -83,6 +83,40 @@ def test_a_file_that_is_cut_off_is_refused_wherever_it_begins(start: int, tmp_pa
         list(open_video(tmp_path / "cut.mkv"))
 
 
+def excerpt(whole: Path, path: Path, first_packet: int) -> Path:
+    """All packets from that one on, as a stream that somebody tuned in to."""
+    with av.open(str(whole)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for n, packet in enumerate(source.demux(video=0)):
+            if packet.dts is not None and n >= first_packet:
+                packet.stream = stream
+                target.mux(packet)
+    return path
+
+
+OPEN_GOPS = {
+    "libx264": {"x264_params": "open-gop=1:keyint=25:scenecut=0"},
+    "libx265": {"x265_params": "open-gop=1:keyint=25:min-keyint=25:bframes=4:scenecut=0:log-level=error"},
+    "mpeg2video": {"g": "25", "bf": "2"},
+}
+
+
+@pytest.mark.parametrize("codec", OPEN_GOPS)
+@pytest.mark.parametrize("suffix", [".mkv", ".ts", ".mp4"])
+@pytest.mark.parametrize("where", ["in the middle of a group", "at a key frame"])
+def test_times_are_those_of_the_frames_of_an_excerpt(codec: str, suffix: str, where: str, tmp_path: Path) -> None:
+    """Some frames at its beginning refer to what is not there, and no decoder gives them."""
+    whole = film(tmp_path / f"whole{suffix}", codec, **OPEN_GOPS[codec])
+    with av.open(str(whole)) as container:
+        keys = [n for n, packet in enumerate(container.demux(video=0)) if packet.is_keyframe]
+    first_packet = keys[2] if where == "at a key frame" else keys[1] + 5
+    part = open_video(excerpt(whole, tmp_path / f"excerpt{suffix}", first_packet))
+    joined = JoinedFiles("twice", [part, part])
+    times_ns = [frame.time_ns for frame in joined]
+    assert 80 < len(times_ns) <= 2 * (100 - first_packet)
+    assert joined.times_ns().tolist() == times_ns
+
+
 def test_joined_files_go_on_where_the_one_before_ended(box_video: Path) -> None:
     joined = JoinedFiles("twice", [open_video(box_video), open_video(box_video)])
     frames = [(frame.number, frame.time_ns) for frame in joined]

@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from receipts import TEMPLATE, labels_up_to, message_of
 from test_triggers import ONSET, WHILE, play, rows, rules
 
-from mbr_live.triggers.log import HEADER, Summary, TriggerLog, message_id, open_log, read_receipts, read_yoked
-from mbr_live.triggers.machine import Action, TriggerRule, restored
-from mbr_live.triggers.outputs.protocol import TriggerMessage
+from mbr_live.triggers.log import HEADER, open_log, read_receipts, read_yoked
+from mbr_live.triggers.machine import Action, TriggerRule
 from mbr_live.triggers.outputs.workers import Delivery
 from mbr_live.types import MbrError
-
-TEMPLATE = Summary(camera="", session="", started="", triggers=[], outputs=[], stale_after_s=0.25)
-
-
-def message_of(log: TriggerLog, action: Action) -> TriggerMessage:
-    session = log.summary.session
-    return TriggerMessage(
-        id=message_id(session, action), session=session, camera=action.camera, trigger=action.trigger,
-        trial=action.trial, edge="off" if action.edge == "off" else "on", sham=action.sham, frame=action.index,
-        time_ns=action.index * 100_000_000, decided_ns=time.time_ns(), why=action.why, on_s=action.on_s,
-    )  # fmt: skip
-
-
-def labels_up_to(folder: Path, index: int) -> None:
-    (folder / "cage.labels.csv").write_text(f"frame\n{index},\n")
 
 
 @settings(max_examples=50, deadline=None)
@@ -41,7 +25,7 @@ def test_a_new_process_knows_what_the_old_one_did(rule: TriggerRule, conditions:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         log, _ = open_log(folder, "cage", [rule], frozenset(), TEMPLATE)
-        actions, _, _ = play(rule, conditions)
+        actions, _, old = play(rule, conditions)
         sent = []
         for action in actions:
             message = message_of(log, action)
@@ -56,9 +40,11 @@ def test_a_new_process_knows_what_the_old_one_did(rule: TriggerRule, conditions:
         labels_up_to(folder, 10_000)
         again, past = open_log(folder, "cage", [rule], frozenset(), TEMPLATE)
         again.close()
-        closing, state = restored(rule, actions)
-        assert past.states == {"stim": state}
-        assert past.closing == {"stim": closing}
+        state = past.states["stim"]
+        assert (state.trials, state.recent, state.spent) == (old.trials, old.recent, bool(actions))
+        assert [(each.edge, each.trial, each.sham, each.why) for each in past.closing["stim"]] == [
+            ("off", trial.number, trial.sham, "restart") for trial in [old.trial] if trial and old.is_on
+        ]
         assert [message.id for message, _ in past.unfinished] == [message.id for message in sent[delivered:]]
         assert again.summary.session == log.summary.session
         again.save(undelivered=0)

@@ -8,8 +8,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from receipts import restarted
 
 from mbr_live.triggers.machine import (
     HOUR_FRAMES,
@@ -21,7 +22,6 @@ from mbr_live.triggers.machine import (
     finish,
     is_sham,
     lapse,
-    restored,
     step,
 )
 from mbr_live.types import TICK_NS, UNKNOWN
@@ -139,7 +139,7 @@ def test_yoked_trials_come_at_the_ticks_of_the_other_session_or_not_at_all() -> 
 def test_a_new_process_closes_what_was_open_and_waits_for_a_new_bout() -> None:
     rule = replace(WHILE, cooldown_frames=2)
     actions, _, _ = play(rule, [0, 1, 0, 0, 0, 1, 1])
-    closing, state = restored(rule, actions)
+    closing, state = restarted(rule, actions)
     assert edges(closing) == [("off", 5, "restart")]
     assert state.trials == 2
     more, _, _ = play(rule, [1, 1, 1, 0, 0, 1], state, first=10)
@@ -209,11 +209,12 @@ def test_one_bout_one_trial(rule: TriggerRule, conditions: list[int]) -> None:
     assert all(count == 1 for count in events.values())
 
 
+@settings(max_examples=60, deadline=None)
 @given(rules, rows, st.integers(0, 80))
 def test_a_restart_at_any_moment_repeats_nothing(rule: TriggerRule, conditions: list[int], at: int) -> None:
     whole, _, _ = play(rule, conditions)
     before, _, cut = play(rule, conditions[:at])
-    closing, state = restored(rule, before)
+    closing, state = restarted(rule, before)
     assert state.trials == cut.trials
     assert not state.is_on
     first = sum(now != STALE for now in conditions[:at])

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from live import simulated, system_config
 
 from mbr_live.config import Config
+from mbr_live.keys import load_keys, make_keys
 from mbr_live.label_log import read_labels
 from mbr_live.live.run import System
 from mbr_live.status import SystemStatus, parse_status
@@ -90,6 +91,30 @@ def test_a_frame_arrives_as_it_was_sent(receiver: tuple[str, FrameReceiver]) -> 
         )  # fmt: skip
     assert messages[3] is not None
     assert isinstance(messages[3][0], End)
+
+
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_the_largest_frame_arrives_and_others_are_refused(encrypted: bool, tmp_path: Path) -> None:
+    """A frame that libzmq would not let through is never counted as sent."""
+    endpoint = free_endpoint()
+    if encrypted:
+        make_keys(tmp_path)
+    keys = load_keys(tmp_path) if encrypted else None
+    with (
+        closing(FrameReceiver(endpoint, keys)) as inbox,
+        closing(FrameSender(endpoint, "cage", "0123456789abcdef", keys)) as sender,
+    ):
+        connected(sender, inbox)
+        for height, width in ((3073, 4096), (3072, 4097), (20, 8193), (15, 64)):
+            with pytest.raises(MbrError, match=f"{width} x {height} px"):
+                sender.send(Frame("cage", 0, 0, 0, 0, np.zeros((height, width, 3), np.uint8)), captured_ns=0)
+        largest = np.zeros((3072, 4096, 3), np.uint8)
+        largest[-1, -1] = 1, 2, 3
+        assert sender.send(Frame("cage", 0, 0, 0, 0, largest), captured_ns=0)
+        while isinstance(received := inbox.receive(5.0), tuple) and isinstance(received[0], Heartbeat):
+            pass
+        assert received is not None and isinstance(received[0], FrameHeader) and received[1] is not None
+        assert np.array_equal(frame_of(received[0], received[1]).pixels, largest)
 
 
 def test_without_a_receiver_nothing_is_queued() -> None:

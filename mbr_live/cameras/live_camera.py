@@ -17,11 +17,11 @@ from mbr_live.cameras.clocks import EpochClock
 from mbr_live.cameras.errors import CameraLost, Cause
 from mbr_live.cameras.log import CameraLog
 from mbr_live.cameras.opening import open_camera
-from mbr_live.cameras.reader import Chosen, Reader, SourceEnded
+from mbr_live.cameras.reader import Chosen, Passed, Reader, SourceEnded
 from mbr_live.config import Camera, VideoSource
 from mbr_live.stages.sampler import SamplerState
 from mbr_live.types import RATE_FPS
-from mbr_live.wire import MAX_DETAIL, CameraReport
+from mbr_live.wire import MAX_DETAIL, CameraReport, check_size
 
 FIRST_FRAME_WITHIN_S = 15.0  # of opening: some cameras send a picture to begin with only every ten seconds
 CLOSE_WITHIN_S = 1.5
@@ -102,6 +102,7 @@ class LiveCamera:
         self._is_file = isinstance(camera.source, VideoSource)
         self._reader: Reader | None = None
         self._abandoned: list[tuple[Reader, float]] = []
+        self._passed = Passed()
         self._opened_s = 0.0  # when the reader was opened
         self._heard_s = 0.0  # when the reader was opened, or delivered last
         self._delivered = False  # whether it has since it was opened
@@ -133,11 +134,12 @@ class LiveCamera:
 
     def close(self) -> None:
         """Let go of the camera; a reader that hangs is left behind."""
-        if self._reader is not None:
-            self._reader.abandon()
-            self._reader.wait(CLOSE_WITHIN_S)
-            self._abandoned.append((self._reader, time.monotonic()))
-            self._reader = None
+        self._let_go(CLOSE_WITHIN_S)
+
+    def passed(self) -> Passed:
+        """Frames of connections that ended before they could hand on another; each is told of once."""
+        passed, self._passed = self._passed, Passed()
+        return passed
 
     @property
     def hangs(self) -> bool:
@@ -223,13 +225,11 @@ class LiveCamera:
                 f"camera {self._camera.name}: pictures of {width} x {height} px, the session began with "
                 f"{began.width_px} x {began.height_px} px. Set the camera back, or begin a session in another folder.",
             )
+        check_size(self._camera.name, width, height)
 
     def _lose(self, error: CameraLost) -> None:
         now_s = time.monotonic()
-        if self._reader is not None:
-            self._reader.abandon()
-            self._abandoned.append((self._reader, now_s))
-            self._reader = None
+        self._let_go()
         if self._end is None:
             raise error  # it has never delivered: more likely a mistake than a misfortune
         before = self.lost
@@ -241,6 +241,17 @@ class LiveCamera:
             _log.warning("lost (%s): %s Trying again.", cause, error)
         # An attempt that waited in vain has been pause enough.
         self._retry_at_s = max(now_s + SHORTEST_PAUSE_S, self._opened_s + pause_s(now_s - self.lost.since_s))
+
+    def _let_go(self, wait_s: float = 0.0) -> None:
+        """Abandon the reader, and give it so long to end."""
+        if self._reader is None:
+            return
+        self._reader.abandon()
+        self._reader.wait(wait_s)
+        self._abandoned.append((self._reader, time.monotonic()))
+        before, more = self._passed, self._reader.passed
+        self._passed = Passed(before.source_frames + more.source_frames, before.unqueued + more.unqueued)
+        self._reader = None
 
     def _hanging(self) -> list[tuple[Reader, float]]:
         return [(reader, since_s) for reader, since_s in self._abandoned if reader.hangs]

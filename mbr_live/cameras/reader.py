@@ -1,8 +1,8 @@
 """One connection to a camera, drained in a thread of its own, so that a call that never returns hangs nobody else.
 
 The thread takes every frame at the camera's own rate, samples, and hands on the frames that serve a tick. It shares
-nothing with the rest of the process but a queue: it can be abandoned at any moment, and whatever it does afterwards
-changes nothing.
+nothing with the rest of the process but a queue, and the number of frames that went by: it can be abandoned at any
+moment, and whatever it does afterwards changes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
-from typing import cast
+from typing import NamedTuple, cast
 
 from mbr_live.cameras.clocks import Clock
 from mbr_live.cameras.opening import LiveSource
@@ -39,6 +39,13 @@ class Chosen:
     unqueued: int  # of these, how many had served a tick, but found the queue full
 
 
+class Passed(NamedTuple):
+    """Frames that went by."""
+
+    source_frames: int = 0
+    unqueued: int = 0  # of these, how many served a tick, but found the queue full
+
+
 class SourceEnded(Exception):
     """The source came to its end, as only a file does."""
 
@@ -61,6 +68,7 @@ class Reader:
         """
         self._open_source, self._state = open_source, state
         self._first_number, self._patient = first_number, patient
+        self.passed = Passed()  # since the last `Chosen`, so that none is forgotten when no other follows
         self._queue: Queue[Chosen | Exception] = Queue(QUEUE_FRAMES)
         self._abandoned = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"camera {name}", daemon=True)
@@ -103,23 +111,18 @@ class Reader:
             self._hand_on(SourceEnded(), wait=True)
 
     def _drain(self, source: LiveSource, frames: Generator[SourceFrame, None, None]) -> None:
-        source_frames = unqueued = 0
         for frame in frames:
             if self._abandoned.is_set():
                 return
-            source_frames += 1
+            passed = Passed(self.passed.source_frames + 1, self.passed.unqueued)
             index, self._state = sample(frame.time_ns, self._state)
-            if index is None:
-                continue
-            pixels = frame.picture()
-            number, captured_ns = self._first_number + frame.number, time.monotonic_ns()
-            chosen = Chosen(
-                index, number, frame.time_ns, pixels, captured_ns, self._state, source.clock, source_frames, unqueued
-            )
-            if self._hand_on(chosen, wait=self._patient):
-                source_frames = unqueued = 0
-            else:
-                unqueued += 1
+            if index is not None:
+                pixels = frame.picture()
+                number, captured_ns = self._first_number + frame.number, time.monotonic_ns()
+                chosen = Chosen(index, number, frame.time_ns, pixels, captured_ns, self._state, source.clock, *passed)
+                handed_on = self._hand_on(chosen, wait=self._patient)
+                passed = Passed() if handed_on else Passed(passed.source_frames, passed.unqueued + 1)
+            self.passed = passed
 
     def _hand_on(self, item: Chosen | Exception, *, wait: bool) -> bool:
         while not self._abandoned.is_set():

@@ -19,7 +19,7 @@ from mbr_live.cameras.calibration import load_reference
 from mbr_live.cameras.health import LOOK_EVERY_S, HealthState, Reference, assess, look_at, opened_anew
 from mbr_live.cameras.live_camera import CameraHangs, LiveCamera, SessionEnd
 from mbr_live.cameras.log import CAMERA_LOG_SUFFIX, CameraLog
-from mbr_live.cameras.reader import Chosen
+from mbr_live.cameras.reader import Chosen, Passed
 from mbr_live.cameras.session_clock import SessionClock
 from mbr_live.config import Camera, Config, Loss
 from mbr_live.keys import load_keys
@@ -68,6 +68,7 @@ def _capture(config: Config, camera: Camera) -> bool:
         with closing(LiveCamera(camera, outages, journal.end)) as live:
             while not (stop.requested or live.ended):
                 chosen = live.poll(_LOOK_EVERY_S)
+                work.count(live.passed())
                 if chosen is not None:
                     work.take(chosen)
                     clock.keep()
@@ -77,6 +78,7 @@ def _capture(config: Config, camera: Camera) -> bool:
                 work.beat(live, health)
                 journal.flush()
                 outages.flush()
+        work.count(live.passed())
         work.finish(live, health)
     return live.hangs
 
@@ -94,11 +96,10 @@ class _Capture:
     def take(self, chosen: Chosen) -> None:
         """Journal, send and record one frame that serves a tick."""
         self._state = chosen.state
-        self._counts["source_frames"] += chosen.source_frames
-        self._counts["dropped_queue_full"] += chosen.unqueued
+        self.count(Passed(chosen.source_frames, chosen.unqueued))
         origin_ns = chosen.state.origin_ns
         frame = Frame(self._camera, chosen.index, chosen.number, chosen.time_ns, origin_ns, chosen.pixels)
-        self._counts["sampled"] += 1 + chosen.unqueued
+        self._counts["sampled"] += 1
         try:
             self._journal.note(frame)
         except Unwritable:  # it has been said, and for how long: no frame goes out that nothing knows of
@@ -107,6 +108,12 @@ class _Capture:
         self._send(frame, chosen.captured_ns)
         self._recorder.keep(frame)
         self._counts.update(recorded=self._recorder.recorded, unrecorded=self._recorder.unrecorded)
+
+    def count(self, passed: Passed) -> None:
+        """Account for frames of the source, and for those that served a tick and were lost before they got here."""
+        self._counts["source_frames"] += passed.source_frames
+        self._counts["sampled"] += passed.unqueued
+        self._counts["dropped_queue_full"] += passed.unqueued
 
     def finish(self, live: LiveCamera, health: Health) -> None:
         """Tell inference that no more frames follow."""

@@ -40,7 +40,8 @@ from mbr_live.types import Decision, Status
 from mbr_live.wire import BadMessage, End, FrameReceiver, Header, Heartbeat, StatusPublisher, own_clock
 
 STATUS_EVERY_S = 1.0
-DRAIN_S = 2.0  # after a stop: how long silence must last before cameras that said no end are given up
+DRAIN_S = 2.0  # after a stop: how long no frame must come before cameras that said no end are given up
+DRAIN_AT_MOST_S = 8.0  # ... and how long frames may; a capture that is told to stop as well says its end sooner
 AHEAD_FRAMES = 8  # seen but not labelled yet; what is behind them waits in the sockets, where its size is bounded too
 _WAIT_S = 0.2
 
@@ -48,7 +49,10 @@ _log = logging.getLogger(__name__)
 
 
 def infer(config: Config) -> None:
-    """Label what the cameras of `config` send, until told to stop and every camera has ended or fallen silent."""
+    """Label what the cameras of `config` send, until told to stop.
+
+    Then what is on its way is labelled too: until every camera has ended, none sends frames, or some seconds are over.
+    """
     bundle = load_bundle(config.bundle)
     check_live(bundle)
     refuse_other_bundle(config, bundle)
@@ -118,17 +122,22 @@ class _Service:
         self._next_status_s = 0.0
 
     def serve(self, ahead: Ahead[Arrival | None], stop: Stop) -> None:
-        """Until a stop is asked for; then until every camera that was live has ended, or silence."""
+        """Until a stop is asked for; then until every camera that was live has ended, no frames, or long enough."""
         notify("READY=1")
-        silent_since_s = time.monotonic()
+        frame_s = 0.0  # when the last frame came
+        asked_s = math.inf  # when a stop was asked for
         for group in ahead.groups(AHEAD_FRAMES):
-            arrived = [arrival for arrival in group if arrival is not None]
-            if arrived:
-                silent_since_s = time.monotonic()
-            self._take(arrived)
+            now_s = time.monotonic()
+            if any(isinstance(each, SeenFrame) for each in group):
+                frame_s = now_s
+            self._take([each for each in group if each is not None])
             self._catch_up()
             self._publish_status()
-            if stop.requested and (self._all_ended() or time.monotonic() - silent_since_s > DRAIN_S):
+            if not stop.requested:
+                continue
+            asked_s = min(asked_s, now_s)
+            no_frames = now_s - max(frame_s, asked_s) > DRAIN_S
+            if self._all_ended() or no_frames or now_s - asked_s > DRAIN_AT_MOST_S:
                 return
 
     def _all_ended(self) -> bool:

@@ -42,7 +42,7 @@ def _store(run_path: Path, database: Engine) -> Stored:
     labels, bouts = (run_path.with_name(stem + suffix) for suffix in (LABELS_SUFFIX, BOUTS_SUFFIX))
     with Session(database) as session, session.begin():
         row = _session_row(session, run)
-        frames = _take_labels(session, row, labels, ended=run.exit_status != "running") if labels.exists() else 0
+        frames = _take_labels(session, row, labels) if labels.exists() else 0
         take_events(session, row, run, run_path.with_name(stem))
         return Stored(run.recording, frames, _take_bouts(session, row, bouts) if bouts.exists() else 0)
 
@@ -65,25 +65,28 @@ def _session_row(session: Session, run: RunManifest) -> SessionRow:
     return row
 
 
-def _take_labels(session: Session, row: SessionRow, labels: Path, *, ended: bool) -> int:
+def _take_labels(session: Session, row: SessionRow, labels: Path) -> int:
     """Totals and unknown stretches of the rows that are new; the number of these.
 
-    A stretch that has not ended is left to the next call, so that no stretch is ever cut in two.
+    A stretch that goes on grows, so that none is ever cut in two, and no row is read twice.
     """
     if row.frames and next(read_labels(labels, from_frame=row.frames - 1, growing=True), None) is None:
         _forget_labels(session, row)  # a power cut took rows that were in the store: take the log anew
     totals = _totals(session, row, logged_behaviours(labels))
-    before = row.frames
+    before, last = row.frames, _last_stretch(session, row)
     stretches: list[dict[str, object]] = []
-    for part in _parts(read_labels(labels, from_frame=row.frames, growing=True), len(totals), ended=ended):
+    for part in _parts(read_labels(labels, from_frame=row.frames, growing=True), len(totals)):
         row.origin_ns = part.first.time_ns if row.origin_ns is None else row.origin_ns
         row.frames += part.frames
         for total, counts in zip(totals, part.counts, strict=True):
             total.on_frames += counts[1]
             total.off_frames += counts[0]
             total.unknown_frames += counts[UNKNOWN]
-        if part.first.status != Status.OK:
+        if last is not None and last.status == part.first.status:
+            last.stop_frame += part.frames
+        elif part.first.status != Status.OK:
             stretches.append(_stretch(row.id, part))
+        last = None
     if stretches:
         session.execute(insert(UnknownRow), stretches)
     return row.frames - before
@@ -103,8 +106,8 @@ class _Part:
             counts[label] += 1
 
 
-def _parts(rows: Iterable[LabelRow], behaviours: int, *, ended: bool) -> Iterator[_Part]:
-    """The rows as stretches of one status; without `ended`, one of another status than ok that is last is left out."""
+def _parts(rows: Iterable[LabelRow], behaviours: int) -> Iterator[_Part]:
+    """The rows as stretches of one status."""
     part: _Part | None = None
     for row in rows:
         if part is not None and row.status != part.first.status:
@@ -112,7 +115,7 @@ def _parts(rows: Iterable[LabelRow], behaviours: int, *, ended: bool) -> Iterato
             part = None
         part = part or _Part(row, [Counter() for _ in range(behaviours)])
         part.take(row)
-    if part is not None and (ended or part.first.status == Status.OK):
+    if part is not None:
         yield part
 
 
@@ -131,6 +134,12 @@ def _totals(session: Session, row: SessionRow, behaviours: Iterable[str]) -> lis
             session.add(total)
         totals.append(total)
     return totals
+
+
+def _last_stretch(session: Session, row: SessionRow) -> UnknownRow | None:
+    """The stretch that the rows in the store end with; None where the last one is known."""
+    at_end = UnknownRow.session_id == row.id, UnknownRow.stop_frame == row.frames - 1
+    return session.scalar(select(UnknownRow).where(*at_end))
 
 
 def _stretch(session_id: int, part: _Part) -> dict[str, object]:

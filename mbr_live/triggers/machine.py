@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
 from typing import Literal
@@ -175,19 +175,11 @@ def is_sham(rule: TriggerRule, trial: int) -> bool:
     return int.from_bytes(digest, "big") / 2**64 < rule.sham_probability
 
 
-def restored(rule: TriggerRule, past: Iterable[Action]) -> tuple[list[Action], TriggerState]:
-    """The state after a restart, from what the log says that the trigger did; and the `off` of a trial left open.
+def recall(rule: TriggerRule, state: TriggerState, action: Action) -> TriggerState:
+    """The state after one more action that the log tells of, when a process begins; from a fresh state on.
 
     What happened since the last action is not known, so the bout of the last event counts as still on and spent.
     """
-    state = TriggerState()
-    for action in past:
-        state = recall(rule, state, action)
-    return finish(rule, state, "restart")
-
-
-def recall(rule: TriggerRule, state: TriggerState, action: Action) -> TriggerState:
-    """The state after one more action that the log tells of."""
     state = replace(state, last_index=max(action.index, 0), trials=max(state.trials, action.trial), spent=True)
     if action.edge == "off":
         return _ended(rule, state, action.index)

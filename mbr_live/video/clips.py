@@ -13,7 +13,7 @@ from av.video.stream import VideoStream
 
 from mbr_live.sinks import BOUTS_SUFFIX, PART_SUFFIX, RUN_SUFFIX, RunManifest, read_run
 from mbr_live.types import RATE_FPS, Frame, MbrError
-from mbr_live.video.segments import INDEX_SUFFIX, read_index, segments_of
+from mbr_live.video.segments import INDEX_SUFFIX, first_tick_of, read_index, segments_of
 from mbr_live.video.sources import JOURNAL_SUFFIX, JoinedFiles, Recording, VideoFile, sampled
 
 CLIPS_FOLDER = "clips"
@@ -58,8 +58,8 @@ def clips_of(folder: Path, recording: str, behaviours: Sequence[str], pre_s: flo
 def cut(folder: Path, clips: Iterable[Clip], out: Path) -> Iterator[Path]:
     """Write the clips that are not there yet and whose pictures are, one file each; the files that were written.
 
-    What a running session has not closed yet comes with a later call. A clip of which no picture was recorded is left
-    out. MbrError where pictures cannot be read.
+    What a running session has not closed yet comes with a later call. A clip of which no picture was recorded, or is
+    still there, is left out and costs nothing. MbrError where pictures cannot be read.
     """
     by_recording: dict[str, list[Clip]] = {}
     for clip in clips:
@@ -68,10 +68,12 @@ def cut(folder: Path, clips: Iterable[Clip], out: Path) -> Iterator[Path]:
     for recording, wanted in by_recording.items():
         run = read_run(folder / f"{recording}{RUN_SUFFIX}")
         until = recorded_until(folder, recording, run)
-        ready = sorted((clip for clip in wanted if clip.last_frame <= until), key=lambda clip: clip.first_frame)
-        if ready:
-            frames = _frames(folder, run, ready[0].first_frame, max(clip.last_frame for clip in ready))
-            yield from _written(frames, ready, out)
+        ready = [clip for clip in wanted if clip.last_frame <= until]
+        if not ready:
+            continue
+        for first_frame, together in _passes(_spans(folder, run), ready):
+            frames = _frames(folder, run, first_frame, max(clip.last_frame for clip in together))
+            yield from _written(frames, together, out)
 
 
 def recorded_until(folder: Path, recording: str, run: RunManifest) -> float:
@@ -88,12 +90,51 @@ def is_recorded(folder: Path, recording: str) -> bool:
     return not live or bool(segments_of(folder, recording))
 
 
-def _frames(folder: Path, run: RunManifest, first: int, last: int) -> Iterator[Frame]:
-    journal = folder / f"{run.recording}{JOURNAL_SUFFIX}"
+def _recording(folder: Path, run: RunManifest) -> Recording | None:
+    """What was recorded of the session that was labelled; None for video files."""
     if run.mode == "live":
-        frames = Recording(journal).frames(run.recording, from_frame=first)
-    elif run.sources[0].endswith(JOURNAL_SUFFIX):
-        frames = Recording(Path(run.sources[0])).frames(run.recording, from_frame=first)
+        return Recording(folder / f"{run.recording}{JOURNAL_SUFFIX}")
+    return Recording(Path(run.sources[0])) if run.sources[0].endswith(JOURNAL_SUFFIX) else None
+
+
+_Span = tuple[int, float]
+"""The first and the last tick of a stretch of pictures that is read from its beginning."""
+
+
+def _spans(folder: Path, run: RunManifest) -> list[_Span]:
+    recording = _recording(folder, run)
+    if recording is None:
+        return [(0, float("inf"))]
+    index = read_index(recording.path.with_name(f"{recording.name}{INDEX_SUFFIX}"))
+    known: dict[int, float] = {row.first_frame: row.last_frame for row in index}
+    firsts = [first_tick_of(segment) for segment in recording.segments]
+    return [
+        (first, known.get(first, after - 1)) for first, after in zip(firsts, [*firsts[1:], float("inf")], strict=True)
+    ]
+
+
+def _passes(spans: Sequence[_Span], clips: Iterable[Clip]) -> list[tuple[int, list[Clip]]]:
+    """Clips that share a stretch of `spans` and so are read together, with the tick to read from.
+
+    Clips that no stretch has pictures of are in none.
+    """
+    passes: list[tuple[int, list[Clip]]] = []
+    read_to = -1  # the last stretch of the pass before
+    for clip in sorted(clips, key=lambda clip: clip.first_frame):
+        touched = [k for k, (first, last) in enumerate(spans) if first <= clip.last_frame and clip.first_frame <= last]
+        if not touched:
+            continue
+        if touched[0] > read_to:
+            passes.append((max(clip.first_frame, spans[touched[0]][0]), []))
+        passes[-1][1].append(clip)
+        read_to = max(read_to, touched[-1])
+    return passes
+
+
+def _frames(folder: Path, run: RunManifest, first: int, last: int) -> Iterator[Frame]:
+    recording = _recording(folder, run)
+    if recording is not None:
+        frames = recording.frames(run.recording, from_frame=first)
     else:
         frames = sampled(JoinedFiles(run.recording, [VideoFile(Path(path)) for path in run.sources]), run.recording)
     for frame in frames:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -143,8 +144,9 @@ class Recorder:
             self._finish()
         if self._open is None:
             self._open = self._begun(frame, form)
-        picture = av.VideoFrame.from_ndarray(frame.pixels, format="rgb24")
-        self._open.container.mux(self._open.stream.encode(picture))
+        stream = self._open.stream
+        picture = av.VideoFrame.from_ndarray(frame.pixels[: stream.height, : stream.width], format="rgb24")
+        self._open.container.mux(stream.encode(picture))
         self._open = replace(
             self._open, row=replace(self._open.row, last_frame=frame.index, last_time_ns=frame.time_ns)
         )
@@ -199,7 +201,10 @@ class Recorder:
 def _stream(container: av.container.OutputContainer, pixels: Image, form: Form) -> VideoStream:
     codec, pixel_format, options = _OPTIONS[form]
     stream = cast(VideoStream, container.add_stream(codec, rate=Fraction(RATE_FPS)))
-    stream.height, stream.width, stream.pix_fmt = pixels.shape[0], pixels.shape[1], pixel_format
+    height, width = pixels.shape[:2]
+    if form == "h264":  # two rows and two columns share a colour: of odd sides the last is left out
+        height, width = height - height % 2, width - width % 2
+    stream.height, stream.width, stream.pix_fmt = height, width, pixel_format
     stream.options = dict(options)
     stream.codec_context.thread_count = 1
     return stream
@@ -216,11 +221,12 @@ def _abandon(container: av.container.OutputContainer) -> None:
 def _taken_up(out: Path, camera: str) -> list[Segment]:
     """The index of what is there; segments that were broken off get their final name, empty ones go."""
     known = {row.file: row for row in read_index(out / f"{camera}{INDEX_SUFFIX}")}
-    rows = []
-    for path in segments_of(out, camera):
+    rows, paths = [], segments_of(out, camera)
+    for path, following in zip(paths, [*paths[1:], None], strict=False):  # none for no path
         whole = segment_path(out, camera, first_tick_of(path))
         row = None if is_part(path) else known.get(path.name)
-        row = row or _row_of(path, whole.name, out / f"{camera}{JOURNAL_SUFFIX}")
+        end = first_tick_of(following) if following else sys.maxsize
+        row = row or _row_of(path, whole.name, out / f"{camera}{JOURNAL_SUFFIX}", end)
         if row is None:
             path.unlink()
             continue
@@ -229,15 +235,18 @@ def _taken_up(out: Path, camera: str) -> list[Segment]:
     return rows
 
 
-def _row_of(path: Path, name: str, journal: Path) -> Segment | None:
-    """The row of a segment that no index knows, from its pictures and the frame journal; None where it is empty."""
+def _row_of(path: Path, name: str, journal: Path, end: int) -> Segment | None:
+    """The row of a segment that no index knows, from its pictures and the frame journal; None where it is empty.
+
+    From tick `end` on, pictures are in the next segment, also where the journal lost rows of this one.
+    """
     pictures, first = pictures_in(path), first_tick_of(path)
     times: list[tuple[int, int]] = []
     for index, _, time_ns in read_journal(journal) if pictures else ():
+        if len(times) == pictures or index >= end:
+            break
         if index >= first:
             times.append((index, time_ns))
-        if len(times) == pictures:
-            break
     if not times:
         return None
     return Segment(name, times[0][0], times[-1][0], times[0][1], times[-1][1], path.stat().st_size)

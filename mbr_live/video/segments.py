@@ -7,10 +7,12 @@ keeps it; its pictures count up to where it breaks off.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import av
+from av.video.stream import VideoStream
 
 SEGMENT_SUFFIX = ".mkv"
 INDEX_SUFFIX = ".segments.csv"
@@ -61,14 +63,20 @@ def first_tick_of(segment: Path) -> int:
 
 def pictures_in(segment: Path) -> int:
     """How many whole pictures a segment holds, without decoding them; 0 where it broke off before the first."""
-    pictures = 0
+    return sum(1 for _ in _packets(segment))
+
+
+def is_empty(segment: Path) -> bool:
+    """Whether it broke off before its first whole picture."""
+    return next(_packets(segment), None) is None
+
+
+def _packets(segment: Path) -> Iterator[av.Packet[VideoStream]]:
     try:
         with av.open(str(segment)) as container:
-            for packet in container.demux(video=0):
-                pictures += packet.size > 0
+            yield from (packet for packet in container.demux(video=0) if packet.size)
     except (av.FFmpegError, OSError):
-        return pictures  # where it breaks off is where it ends
-    return pictures
+        return  # where it breaks off is where it ends
 
 
 def read_index(path: Path) -> list[Segment]:

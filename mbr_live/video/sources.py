@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mbr_live.stages.sampler import SamplerState, sample
 from mbr_live.types import Frame, Image, MbrError, SourceFrame
-from mbr_live.video.segments import first_tick_of, segments_of
+from mbr_live.video.segments import first_tick_of, is_empty, is_part, segments_of
 
 JOURNAL_SUFFIX = ".frames.csv"
 JOURNAL_HEADER = "frame,source_frame,time_ns"
@@ -68,17 +68,27 @@ class VideoFile:
     def times_ns(self) -> NDArray[np.int64]:
         """Presentation times of all frames since the first, int64 [N], as iterating gives them.
 
-        They are read without decoding, but for files that store no presentation times.
+        They are read without decoding, but for files that store no presentation times, or that begin with frames which
+        no decoder gives, since what these refer to was cut away.
         """
         with _opened(self.path) as container:
             stream = container.streams.video[0]
-            packets = [packet.pts for packet in container.demux(stream) if packet.size and not packet.is_discard]
+            packets = [
+                (packet.pts, packet.is_keyframe, packet.is_discard) for packet in container.demux(stream) if packet.size
+            ]
             time_base = stream.time_base or Fraction(1, _NS)
             reordered = container.format.name == "avi" and stream.codec_context.has_b_frames
-        times = sorted(pts for pts in packets if pts is not None)
-        if not times or len(times) < len(packets) or reordered:
+        shown = [pts for pts, _, is_discard in packets if not is_discard]
+        times = sorted(pts for pts in shown if pts is not None)
+        timed = bool(times) and len(times) == len(shown) and not reordered
+        # A file that begins whole begins with a key frame, and no frame before its first decoded one is lost.
+        if not (timed and packets[0][1] and self._first_decoded_pts() == times[0]):
             return np.array([frame.time_ns for frame in self], np.int64)
         return np.array([round((pts - times[0]) * time_base * _NS) for pts in times], np.int64)
+
+    def _first_decoded_pts(self) -> int | None:
+        with _opened(self.path) as container:
+            return next((frame.pts for frame in self._decoded(container)), None)
 
     def __iter__(self) -> Iterator[SourceFrame]:
         count, first_pts, time_ns, last_s = 0, None, 0, 0.0
@@ -156,7 +166,7 @@ class JoinedFiles:
         return None if None in counts else sum(count for count in counts if count is not None)
 
     def times_ns(self) -> NDArray[np.int64]:
-        """Presentation times of all frames, int64 [N], as iterating gives them, without decoding."""
+        """Presentation times of all frames, int64 [N], as iterating gives them."""
         parts, start_ns = [], 0
         for file in self.files:
             times = file.times_ns()
@@ -191,8 +201,8 @@ class Recording:
         self.name = journal.name.removesuffix(JOURNAL_SUFFIX)
         self.segments = segments_of(journal.parent, self.name)
         first, last = journal_ends(journal)
-        if first is None or last is None or not self.segments:
-            lacking = "no frames in it" if first is None else "no pictures beside it: the camera was not recorded"
+        if first is None or last is None or all(map(is_empty, self.segments)):
+            lacking = "no frames in it" if first is None else "no pictures beside it"
             raise MbrError(
                 f"{journal}: found {lacking}. Expected a session with pictures. Set record = 'lossless' for this "
                 "camera in the configuration of the live run."
@@ -355,7 +365,11 @@ def _last_period_ns(times_ns: list[int]) -> int:
 
 
 def _segment_pictures(segment: Path) -> Iterator[Image]:
-    """The pictures of one segment; the end of a segment that was cut off by a crash is simply its end."""
+    """The pictures of one segment; the end of a segment that was cut off by a crash is simply its end, and one that was
+    cut off before its first picture has none.
+    """
+    if is_part(segment) and is_empty(segment):
+        return
     colours = VideoReformatter()
     with _opened(segment) as container:
         for decoded in container.decode(video=0):

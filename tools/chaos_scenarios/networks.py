@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import random
 import shutil
@@ -73,9 +74,9 @@ class Broker:
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self._config = folder / "mosquitto.conf"
-        folder.chmod(0o777)
+        # As whoever runs this: a user of its own may not get into a temporary folder, and then it keeps nothing.
         self._config.write_text(
-            f"listener {self.port} 127.0.0.1\nallow_anonymous true\npersistence true\n"
+            f"user {getpass.getuser()}\nlistener {self.port} 127.0.0.1\nallow_anonymous true\npersistence true\n"
             f"persistence_location {folder}/\nmax_queued_messages 0\n"
         )
         self._process: subprocess.Popen[bytes] | None = None

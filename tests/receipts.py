@@ -1,0 +1,41 @@
+"""What the tests of triggers share: receipts of what a trigger did, and a process that begins with them."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mbr_live.triggers.log import Summary, TriggerLog, message_id, open_log
+from mbr_live.triggers.machine import Action, TriggerRule, TriggerState
+from mbr_live.triggers.outputs.protocol import TriggerMessage
+
+TEMPLATE = Summary(camera="", session="", started="", triggers=[], outputs=[], stale_after_s=0.25)
+
+
+def message_of(log: TriggerLog, action: Action) -> TriggerMessage:
+    session = log.summary.session
+    return TriggerMessage(
+        id=message_id(session, action), session=session, camera=action.camera, trigger=action.trigger,
+        trial=action.trial, edge="off" if action.edge == "off" else "on", sham=action.sham, frame=action.index,
+        time_ns=action.index * 100_000_000, decided_ns=time.time_ns(), why=action.why, on_s=action.on_s,
+    )  # fmt: skip
+
+
+def labels_up_to(folder: Path, index: int) -> None:
+    (folder / "cage.labels.csv").write_text(f"frame\n{index},\n")
+
+
+def restarted(rule: TriggerRule, actions: Sequence[Action]) -> tuple[list[Action], TriggerState]:
+    """What a process does at first, and knows, that finds the receipts of these actions."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        log, _ = open_log(folder, rule.camera, [rule], frozenset(), TEMPLATE)
+        for action in actions:
+            log.decided(message_of(log, action), action, dry_run=False)
+        log.close()
+        labels_up_to(folder, 10_000)
+        again, past = open_log(folder, rule.camera, [rule], frozenset(), TEMPLATE)
+        again.close()
+    return past.closing[rule.name], past.states[rule.name]
