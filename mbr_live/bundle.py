@@ -29,6 +29,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from mbr_live.places import check_writable
 from mbr_live.types import CROP_PX, RATE_FPS, MbrError
 
 FORMAT: Literal[1] = 1
@@ -123,11 +124,9 @@ class Fit(_Record):
     """How the labels of one behaviour are decided, and what of that was fitted to the validation recordings."""
 
     behaviour: str
-    thresholds: Literal[
-        "given", "fit", "shrunk", "members"
-    ]  # shrunk: fitted, and drawn towards 0.5; members: their mean
-    min_bout: Literal["given", "fit", "members"]
-    bridge: Literal["given", "fit", "members"]
+    thresholds: Literal["given", "fit", "shrunk", "members", "usual"]  # shrunk: fitted, and drawn towards 0.5
+    min_bout: Literal["given", "fit", "members", "usual"]  # members: their mean; usual: there was nothing to fit to
+    bridge: Literal["given", "fit", "members", "usual"]
     calibration: Literal["none", "platt", "temperature", "weights"]  # weights: those of an ensemble, learnt
     scale: Annotated[float, Field(gt=0.0)] = 1.0  # of the logits; in the graph already, as is the offset
     offset: float = 0.0
@@ -182,11 +181,6 @@ class Int8Card(_Record):
     labels_differ: Share  # of these frames, in at least one behaviour
     pr_auc: dict[str, tuple[Share, Share]]  # per behaviour with truth: float32, int8; empty: there was no truth
     feature_error: Annotated[float, Field(ge=0.0)]  # relative, on the probe of `mbr_live.engines.parity`
-
-    @property
-    def pr_auc_loss(self) -> float | None:
-        """The largest of any behaviour; None where there was no truth."""
-        return max((f32 - int8 for f32, int8 in self.pr_auc.values()), default=None)
 
 
 class Manifest(_Record):
@@ -421,11 +415,13 @@ def _read_verified(path: Path, name: str, record: FileRecord) -> bytes:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raises MbrError where `path` holds something that a new bundle must not replace."""
+    """Raises MbrError where `path` holds something that a new bundle must not replace, or nothing can be written."""
     if not path.exists():
+        check_writable(path)
         return
     if not path.is_dir():
         raise MbrError(f"Cannot write a bundle to {path}: it is a file. Choose another.")
+    check_writable(path.resolve().parent)  # a bundle is written beside, and takes its place
     names = {entry.name for entry in path.iterdir()}
     if names and (MANIFEST not in names or names - {MANIFEST, *CONTENTS, FEATURES_INT8, *OPTIONAL}):
         raise MbrError(f"Cannot write a bundle to {path}: the folder holds other things. Choose another.")

@@ -67,6 +67,17 @@ def test_spellings_and_delimiters_of_frame_tables(tmp_path: Path, header: str) -
     assert not np.any(annotations.marks == UNKNOWN)
 
 
+def test_label_files_of_several_videos_are_not_laid_over_one_another(tmp_path: Path) -> None:
+    first = written(tmp_path / "a.csv", frame_table("grooming,rearing", ["0,0"], FRAMES // 2))
+    second = written(tmp_path / "b.csv", frame_table("G,mid rearing", ["1,0"], FRAMES // 2))
+    _, findings = read([first, second])
+    (wrong,) = [each for each in findings if each.kind == "invalid_format"]
+    assert "a.csv and b.csv all mark 'grooming'" in wrong.text and "one label file" in wrong.text
+    other = written(tmp_path / "c.csv", frame_table("rearing", ["1"]))
+    _, findings = read([written(tmp_path / "d.csv", frame_table("grooming", ["1"])), other])
+    assert findings == ()
+
+
 def test_rearing_can_be_merged_or_kept_apart_whatever_it_is_called(tmp_path: Path) -> None:
     catalan = written(tmp_path / "a.csv", frame_table("rearing mig,rearing paret", ["1,0", "0,1", "0,0"]))
     short = written(tmp_path / "b.csv", frame_table("WR,MR", ["0,1", "1,0", "0,0"]))
@@ -127,6 +138,14 @@ def test_simba(tmp_path: Path, format_: Format) -> None:
 
 
 # Sparse rows.
+
+
+@pytest.mark.parametrize(("first", "step", "stills"), [(0, 1, False), (7, 1, False), (0, 3, True)])
+def test_a_row_for_every_frame_is_no_judgement_of_stills(tmp_path: Path, first: int, step: int, stills: bool) -> None:
+    rows = [f"{frame},{int(frame > 40)},0" for frame in range(first, FRAMES, step)]
+    annotations, findings = read(written(tmp_path / "a.csv", "\n".join(["source_frame,grooming,rearing", *rows])))
+    assert findings == () and (annotations.judged is not None) == stills
+    assert np.all(annotations.marks[:first] == UNKNOWN) and not np.any(annotations.marks[first:] == UNKNOWN)
 
 
 def test_a_sparse_row_holds_until_the_next_and_the_last_as_long_as_the_one_before(tmp_path: Path) -> None:

@@ -17,7 +17,17 @@ from mbr_live.annotation.marks import Annotations
 from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, REFERENCE, TEMPORAL, Bundle, load_bundle, write_bundle
 from mbr_live.drift import Histogram, Reference, bins_of, reference_of
 from mbr_live.quantisation import calibrate as module
-from mbr_live.quantisation.calibrate import Cost, Given, Labelled, calibrate, choose, cost_of, read_list
+from mbr_live.quantisation.calibrate import (
+    Cost,
+    Given,
+    Labelled,
+    calibrate,
+    choose,
+    cost_of,
+    largest_loss,
+    read_list,
+    with_int8,
+)
 from mbr_live.quantisation.program import given_recordings
 from mbr_live.types import MbrError
 
@@ -28,7 +38,8 @@ def labelled(draw: st.DrawFn) -> Labelled:
     seed = draw(st.integers(0, 2**31))
     rng = np.random.default_rng(seed)
     labels = (rng.random((frames, 2)) < (0.05, 0.5)).astype(np.int8)
-    return Labelled(3 * np.arange(frames), rng.random((frames, 2)), labels, rng.integers(0, 255, frames).astype(float))
+    numbers, light = 3 * np.arange(frames), rng.integers(0, 255, frames).astype(float)
+    return Labelled(numbers, rng.random((frames, 2)), labels, light, numbers)
 
 
 @given(st.lists(labelled(), min_size=1, max_size=3), st.integers(1, 100))
@@ -56,18 +67,29 @@ def test_cost_is_against_the_truth_where_there_is_one() -> None:
     frames = np.arange(4)
     truth = Annotations(("second",), np.array([[1], [0], [1], [-1]], np.int8))
     exact = Labelled(
-        frames, np.array([[0.9, 0.9], [0.1, 0.1], [0.2, 0.8], [0, 0.99]]), np.eye(4, 2, dtype=np.int8), frames
+        frames, np.array([[0.9, 0.9], [0.1, 0.1], [0.2, 0.8], [0, 0.99]]), np.eye(4, 2, dtype=np.int8), frames, frames
     )
     worse = Labelled(
-        frames, np.array([[0.9, 0.9], [0.1, 0.85], [0.2, 0.8], [0, 0.0]]), np.zeros((4, 2), np.int8), frames
+        frames, np.array([[0.9, 0.9], [0.1, 0.85], [0.2, 0.8], [0, 0.0]]), np.zeros((4, 2), np.int8), frames, frames
     )
     cost = cost_of(("first", "second"), [Given("a", (), truth=truth)], [exact], [worse])
     assert cost.frames == 4
     assert cost.labels_differ == 0.5
     assert cost.pr_auc == {"second": (1.0, pytest.approx((1 + 2 / 3) / 2))}
-    assert cost.pr_auc_loss == pytest.approx(1 / 6)
+    assert largest_loss(cost.pr_auc) == pytest.approx(1 / 6)
     assert (cost.untold_frames, cost.untold_differ) == (4, 0.25), "of the first nobody said anything"
     assert cost_of(("first", "second"), [Given("a", ())], [exact], [exact]) == Cost(4, 0.0, {}, 4, 0.0)
+
+
+def test_a_still_whose_frame_has_no_label_is_not_scored_at_a_later_one() -> None:
+    sampled = np.arange(0, 30, 3)
+    stills = np.isin(np.arange(30), (0, 10, 20))  # shown by 0, 12 and 21
+    truth = Annotations(("rearing",), np.repeat([[0], [1], [0]], 10, axis=0).astype(np.int8), stills)
+    known = sampled[sampled != 12]
+    p = np.where(known == 15, 0.0, np.where(known == 0, 0.2, 0.1))[:, None]
+    said = Labelled(known, p, np.zeros((9, 1), np.int8), np.zeros(9), sampled)
+    cost = cost_of(("rearing",), [Given("a", (), truth=truth)], [said], [said])
+    assert cost.pr_auc == {}, "the one still of rearing has no label"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +100,7 @@ def test_what_has_no_truth_is_held_to_the_labels_of_float32(lacking: str, demo_b
     frames = np.arange(1000)
     labels = np.column_stack((frames % 10 < 3, frames % 20 < 5)).astype(np.int8)
     ruined = labels * np.array([1, 0], np.int8)
-    exact, worse = (Labelled(frames, each * 0.8 + 0.1, each, np.zeros(1000)) for each in (labels, ruined))
+    exact, worse = (Labelled(frames, each * 0.8 + 0.1, each, np.zeros(1000), frames) for each in (labels, ruined))
     grooming = np.column_stack((labels[:, 0], np.full(1000, -1, np.int8)))
     first, second = {
         "a behaviour of one recording": (labels, grooming),
@@ -98,8 +120,12 @@ def test_what_has_no_truth_is_held_to_the_labels_of_float32(lacking: str, demo_b
 
 
 def test_the_bundle_holds_both(int8_bundle: Bundle, demo_bundle: Bundle) -> None:
-    for name in (FEATURES, TEMPORAL, CARD):
+    for name in (FEATURES, TEMPORAL):
         assert int8_bundle.read(name) == demo_bundle.read(name)
+    text = int8_bundle.read(CARD).decode()
+    assert text.startswith(demo_bundle.read(CARD).decode().rstrip("\n")), "what it said before stays"
+    assert "## Features in 8-bit integers" in text and "not measured, there was no truth" in text
+    assert with_int8(text, int8_bundle.manifest.int8) == text, "made again, it says so once"
     assert len(int8_bundle.read(FEATURES_INT8)) > 100_000
     card, listed = int8_bundle.manifest.int8, int8_bundle.path.parent / "frames.json"
     assert card is not None
@@ -107,7 +133,7 @@ def test_the_bundle_holds_both(int8_bundle: Bundle, demo_bundle: Bundle) -> None
     assert card.calibration_frames == read_list(listed).frames > 60
     assert card.compared_frames > 60
     assert 0 < card.feature_error < 0.2
-    assert card.pr_auc == {} and card.pr_auc_loss is None
+    assert card.pr_auc == {} and largest_loss(card.pr_auc) is None
 
 
 def test_made_again_from_its_list(int8_bundle: Bundle, demo_bundle: Bundle, box_video: Path, tmp_path: Path) -> None:

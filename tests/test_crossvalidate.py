@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
 from mbr_live.annotation.marks import Annotations
 from mbr_live.bundle import load_bundle
+from mbr_live.cli import app
 from mbr_live.datasets.dataset import Dataset, read_dataset
 from mbr_live.datasets.recordings import RecordingSpec
 from mbr_live.datasets.splits import Fold, folds
@@ -157,6 +159,13 @@ def test_too_few_groups_are_refused_before_anything_is_trained(
     assert not (folder / "two").exists()
 
 
+def test_two_folds_are_enough_where_there_is_nothing_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int | None] = []
+    monkeypatch.setattr(crossvalidation, "crossvalidate_program", lambda _, __, count, ___: asked.append(count))
+    done = CliRunner().invoke(app, ["crossvalidate", "tiny.toml", "--out", "folds", "--folds", "2"])
+    assert done.exit_code == 0 and asked == [2], done.output
+
+
 # Parts.
 
 
@@ -214,7 +223,15 @@ def test_folds_without_anything_to_validate_train_on_all_others() -> None:
         assert set(fold.train) == set("abcd") - set(fold.test)
 
 
-@pytest.mark.parametrize(("training", "fitted"), [("threshold = 0.5", False), ("threshold = 'fit'", True)])
+@pytest.mark.parametrize(
+    ("training", "fitted"),
+    [
+        ("threshold = 0.5", False),
+        ("threshold = 'fit'", True),
+        ("threshold = 0.5\nearly_stopping = { patience_checks = 2 }", True),
+        ("threshold = 0.5\nfine_tuning = { steps = 10 }", True),
+    ],
+)
 def test_who_gives_all_thresholds_leaves_nothing_to_validate(tmp_path: Path, training: str, fitted: bool) -> None:
     demo = (Path(__file__).parents[1] / "engines" / "demo.toml").read_text(encoding="utf-8")
     assert "[training]\n" in demo and "threshold" not in demo

@@ -171,6 +171,8 @@ def test_clips_whose_session_is_not_known_can_be_left_out(clips: Path) -> None:
         (entry("a.mp4", split="train") + entry("b.mp4", group=""), "b has no group"),
         (entry("a.mp4", split="train") + entry("b.mp4", group="a.mp4", split="test"), "a.mp4 is in two splits"),
         (entry("a.mp4") + entry("x/a.mp4"), "a more than once"),
+        (entry("a.mp4") + entry("x/../a.mp4", name="again"), "a in a.mp4, again in x/../a.mp4"),
+        (entry("a.mp4") + "[[folders]]\nvideos = '*.mp4'\nname = 'f-{stem}'\ngroup = 'f'\n", "a.mp4 is in two groups"),
         (entry("a.mp4") + entry("b.mp4", group="a.mp4"), "no validation recordings"),
         (entry("a.mp4", split="random frames"), "neighbours are nearly the same picture"),
         ("split_by = 'clip'\n" + TWO, "neighbours are nearly the same picture"),

@@ -317,3 +317,29 @@ def test_what_a_member_was_trained_on_can_not_judge_it(members: tuple[Path, list
     with pytest.raises(MbrError, match="its behaviours are not those of the members"):
         ensemble(paths, tmp_path / "out", "mean", tmp_path / "fewer.toml", progress=silent)
     assert TEMPORAL and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "message"),
+    [
+        ("mean", None, "none of its validation recordings is labelled"),
+        ("learnt", None, "none of its validation recordings is labelled"),
+        ("mean", "grooming,rearing\n0,0\n1,0\n", "no judged frame .* warm-up is 10 frames"),
+    ],
+)
+def test_nothing_is_fitted_to_recordings_without_marks(
+    members: tuple[Path, list[Path]], cache: Path, box_video: Path, tmp_path: Path,
+    kind: str, labels: str | None, message: str,
+) -> None:  # fmt: skip
+    _, paths = members
+    (tmp_path / "marks.csv").write_text(labels or "")
+    unmarked = f'''[[recordings]]
+        video = "{box_video}"
+        group = "another"
+        split = "validation"
+        {'labels = "marks.csv"' if labels else ""}'''
+    text = DATASET.replace('    { condition = "box", seed = 5, minutes = 0.3, split = "validation" },\n', "")
+    (tmp_path / "plan.toml").write_text(text.replace("[model]", f"{unmarked}\n\n[model]"))
+    with pytest.raises(MbrError, match=message):
+        ensemble(paths, tmp_path / "out", kind, tmp_path / "plan.toml", progress=silent, cache=cache)
+    assert not (tmp_path / "out").exists()

@@ -275,6 +275,22 @@ def test_unknown_labels_count_in_the_coverage_only(tmp_path: Path) -> None:
     assert model.pooled.multiclass.unknown == [5, 0, 10]
 
 
+@pytest.mark.parametrize(
+    ("truth", "labels", "bout"),
+    [
+        ([1] * 15 + [0] * 5, [UNKNOWN] * 5 + [1] * 10 + [0] * 5, [5, 15]),  # a short warm-up
+        ([0] * 5 + [1] * 10 + [0] * 5, [0] * 5 + [UNKNOWN] + [1] * 9 + [0] * 5, [6, 15]),  # a frame lost at the onset
+        ([0] * 5 + [1] * 10 + [0] * 5, [0] * 5 + [1] * 8 + [UNKNOWN] * 3 + [0] * 4, [5, 13]),  # and at the offset
+        ([0] * 5 + [1] * 10 + [0] * 5, [0] * 5 + [1] * 3 + [UNKNOWN] * 3 + [1] * 4 + [0] * 5, [5, 15]),  # bridged
+    ],
+)
+def test_what_no_label_covers_is_held_against_neither_side(
+    truth: list[int], labels: list[int], bout: list[int]
+) -> None:
+    claimed, expected = (bouts.bouts_of(each).tolist() for each in bouts.comparable(int8(labels), int8(truth)))
+    assert claimed == expected == [bout]
+
+
 def test_nothing_known_at_all(tmp_path: Path) -> None:
     _, model = scored(tmp_path, {"a": Written([UNKNOWN] * 30, [0] * 10 + [1] * 20)})
     grooming = model.pooled.behaviours["grooming"]
@@ -414,6 +430,20 @@ def test_missing_and_damaged_logs_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.labels.csv").write_text(log[0])
     with pytest.raises(MbrError, match="found no rows"):
         evaluate("made", "test", BEHAVIOURS, [truth], [LabelFolder("model", tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("labels", "out", "message"),
+    [
+        ("nosuch", "out", r"--labels .*nosuch: there is no such folder"),
+        (".", "a file", "nothing can be written there .*Not a directory"),
+        (".", "/proc/out", "nothing can be written there"),
+    ],
+)
+def test_folders_are_looked_at_before_the_truth(tmp_path: Path, labels: str, out: str, message: str) -> None:
+    (tmp_path / "a file").write_text("")
+    with pytest.raises(MbrError, match=message):
+        evaluate_program([tmp_path / labels], [], tmp_path / "not looked at.toml", tmp_path / out)
 
 
 # A causal model beside one that looks ahead

@@ -37,6 +37,7 @@ from mbr_live.training.models import Trunk, TrunkConfig  # noqa: E402
 from mbr_live.training.networks import temporal_of  # noqa: E402
 from mbr_live.training.preparation import crops_of, prepare  # noqa: E402
 from mbr_live.training.train import train  # noqa: E402
+from mbr_live.training.validation import Validation  # noqa: E402
 from mbr_live.types import MbrError  # noqa: E402
 from mbr_live.video.sources import VideoFile, sampled  # noqa: E402
 
@@ -494,6 +495,11 @@ def test_fine_tuning_keeps_what_is_better(after: float, kept: int, folder: Path,
     changed = {name for name, tensor in extractor.state_dict().items() if not torch.equal(tensor, before[name])}
     parameters = {name for name, _ in extractor.named_parameters()}
     assert changed == (parameters if kept else set())  # means and variances of the batch normalisation stay
+
+
+def test_networks_cannot_be_judged_without_recordings_to_judge_them_by() -> None:
+    with pytest.raises(MbrError, match="no behaviour that a network could be judged by"):
+        Validation([], {}, 4).pr_auc(torch.nn.Identity(), [0])
 
 
 # Parts.

@@ -178,6 +178,25 @@ def test_durations_are_fitted_to_bouts_also_where_single_pictures_were_judged() 
     assert behaviour.bridge_s == 0.3
 
 
+@pytest.mark.parametrize("mark", [0, 1, UNKNOWN])
+@pytest.mark.parametrize("asked", [0.4, "fit"])
+def test_where_nothing_can_be_fitted_to_all_is_as_usual(mark: int, asked: float | str) -> None:
+    logits = np.random.default_rng(0).normal(-2, 1, 500)
+    spec = BehaviourSpec(name="grooming", min_bout_s=asked, bridge_s=asked)
+    fitted = fit([spec], "fit", "none", [marked(logits, np.full(500, mark, np.int8))])
+    (behaviour,), (record,) = fitted.behaviours, fitted.fits
+    assert (behaviour.enter, behaviour.exit) == (0.5, 0.5)
+    assert (behaviour.min_bout_s, behaviour.bridge_s) == ((0.3, 0.2) if asked == "fit" else (0.4, 0.4))
+    how = "usual" if asked == "fit" else "given"
+    assert (record.thresholds, record.min_bout, record.bridge) == ("usual", how, how)
+
+
+def test_of_thresholds_that_are_as_good_the_ones_with_most_room_are_taken() -> None:
+    truth = (np.arange(400) // 100 % 2).astype(np.int8)
+    (behaviour,) = fit([BehaviourSpec(name="g")], "fit", "none", [marked(np.where(truth, 4.0, -4.0), truth)]).behaviours
+    assert (behaviour.enter, behaviour.exit) == (0.5, 0.5)
+
+
 def test_scores_are_of_the_calibrated_labels() -> None:
     stretches = [stretch(5, name="a"), stretch(6, name="b")]
     fitted = fit([BehaviourSpec(name="grooming")], "fit", "platt", stretches)

@@ -368,7 +368,7 @@ def test_a_dataset_file_may_ask_for_networks_that_look_ahead(cache: Path, box_vi
         ('kinematics = ["all", "shape+arena"]', 'kinematics = "all+shape"', "share no channel"),
         ("ensemble = 3", "ensemble = 1", "at least as many members"),
         ("temporal = {", 'temporal = [{ kind = "lstm", offline = true }]\nother = {', "model.temporal"),
-        ('kind = "tcn", channels = 8, blocks = 2', 'kind = "tcn", offline = true', "model.temporal.tcn.offline"),
+        ('kind = "tcn", channels = 8, blocks = 2', 'kind = "tcn", offline = true', "model.temporal.offline"),
         ("threshold = 0.5", "threshold = 1.5", "training.threshold"),
         ('draw = "by_count"', 'draw = "at will"', "training.draw"),
     ],
@@ -405,13 +405,9 @@ def test_stills_that_were_judged(box_video: Path, cache: Path, tmp_path: Path) -
     """Labels at 5 Hz: of two 10 fps frames, the second repeats what was said of the first."""
     rows = "".join(f"{number},{number % 4 // 2},0\n" for number in range(0, 120, 2))
     written(tmp_path / "box.csv", "source_frame,grooming,rearing\n" + rows)
-    entries = "".join(
-        f'[[recordings]]\nname = "{split}"\nvideo = "{box_video}"\nlabels = "box.csv"\ngroup = "{split}"\n'
-        f'split = "{split}"\n'
-        for split in ("train", "validation")
-    )
+    entry = f'[[recordings]]\nvideo = "{box_video}"\nlabels = "box.csv"\ngroup = "mouse"\nsplit = "train"\n'
     start, stop = DATASET.index("simulated = ["), DATASET.index("[model]")
-    text = DATASET[:start] + DATASET[stop:] + entries
+    text = DATASET[:start] + DATASET[stop:] + entry
     plan = read_dataset(written(tmp_path / "stills.toml", text + '[problems]\nempty_behaviour = "ignore"\n'))
     recording = prepare(plan, cache, silent)[0]
     np.testing.assert_array_equal(recording.judged, recording.ticks % 2 == 0)

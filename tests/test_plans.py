@@ -5,8 +5,10 @@ TensorRT takes; every name of its API is there in 8.6 to 11; without a GPU nothi
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from mbr_live.config import DEMO_BUNDLE
 from mbr_live.engines import tensorrt_build
 from mbr_live.engines.choice import engine_of, open_live_engine
 from mbr_live.engines.gpu_probe import probe_gpus
-from mbr_live.engines.plans import PlanHeader, PlanKey, kept_plans, read_plan, write_plan
+from mbr_live.engines.plans import PlanHeader, PlanKey, kept_plans, read_plan, write_plan, write_whole
 from mbr_live.engines.tensorrt_api import NEEDED
 from mbr_live.engines.tensorrt_child import graph_for, layer_precisions
 from mbr_live.live.run import System
@@ -67,6 +69,20 @@ def test_a_plan_comes_back_as_it_was_kept(tmp_path: Path) -> None:
     assert read_plan(tmp_path, KEY) == (header(), PLAN)
     assert [kept.path for kept in kept_plans(tmp_path)] == [path]
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_file_that_cannot_be_written_whole_is_as_it_was_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_whole(tmp_path / "timing.cache", b"measured before")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(MbrError, match=r"timing\.cache cannot be written \(No space left on device\)"):
+        write_whole(tmp_path / "timing.cache", b"measured now")
+    assert [path.name for path in tmp_path.iterdir()] == ["timing.cache"]
+    assert (tmp_path / "timing.cache").read_bytes() == b"measured before"
 
 
 @pytest.mark.parametrize("field", sorted(set(PlanKey.model_fields) - {"format"}))

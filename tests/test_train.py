@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +30,7 @@ from mbr_live.evaluation.program import truths  # noqa: E402
 from mbr_live.evaluation.scoring import average_precision, f1  # noqa: E402
 from mbr_live.training import checkpoints, curves  # noqa: E402
 from mbr_live.training import train as training  # noqa: E402
+from mbr_live.training.cache_files import alone  # noqa: E402
 from mbr_live.training.cropping import CROPPED_BY, MEASURED_BY  # noqa: E402
 from mbr_live.training.preparation import prepare, stretches  # noqa: E402
 from mbr_live.training.train import train  # noqa: E402
@@ -142,6 +145,51 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(
     assert [step for step in steps if step[0] in ("frames", "sequences")] == [("sequences", 2)]
     assert [again.read(name) for name in (FEATURES, TEMPORAL)] == [trained.read(name) for name in (FEATURES, TEMPORAL)]
     assert not list(cache.glob("*.checkpoints"))
+
+
+@pytest.mark.parametrize("place", ["out", "logs"])
+def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path: Path, place: str) -> None:
+    places = {"out": tmp_path / "out", "logs": tmp_path / "logs", place: Path("/proc/nothing/at/all")}
+    plan = written(tmp_path / "tiny.toml", TINY)
+    with pytest.raises(MbrError, match="nothing can be written there"):
+        train(plan, progress=lambda *_: pytest.fail("it has begun"), cache=tmp_path / "cache", **places)
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
+
+
+def test_the_same_training_twice_at_once_is_refused_and_the_first_is_left_alone(
+    trained: Bundle, cache: Path, tmp_path: Path
+) -> None:
+    plan = written(tmp_path / "tiny.toml", TINY)
+    refused: list[str] = []
+
+    def meanwhile(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("sequences", total):
+            with pytest.raises(MbrError) as refusal:
+                train(plan, tmp_path / "second", progress=silent, cache=cache)
+            refused.append(str(refusal.value))
+
+    first = train(plan, tmp_path / "first", progress=meanwhile, cache=cache)
+    assert refused and "the same training is under way in another process" in refused[0]
+    assert [first.read(name) for name in (FEATURES, TEMPORAL)] == [trained.read(name) for name in (FEATURES, TEMPORAL)]
+    assert not (tmp_path / "second").exists() and not list(cache.glob("*.lock"))
+
+
+def test_what_one_has_alone_no_other_has_at_the_same_time(tmp_path: Path) -> None:
+    """Also when one comes just after the file was deleted that others are waiting for."""
+    inside, most = 0, 0
+
+    def work(_: int) -> None:
+        nonlocal inside, most
+        for _ in range(100):
+            with alone(tmp_path / "one.lock"):
+                inside += 1
+                most = max(most, inside)
+                time.sleep(1e-4)
+                inside -= 1
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
+    assert most == 1 and not (tmp_path / "one.lock").exists()
 
 
 def test_learning_curves_are_written_and_change_no_weight(
@@ -283,13 +331,13 @@ def test_the_demo_dataset_is_valid() -> None:
     ("old", "new", "message"),
     [
         ('name = "tiny"', 'name = "tiny', "not TOML"),
-        ('name = "tiny"', "", "name: Field required"),
-        ("seed = 3", "seed = -3", r"simulated\.0\.seed"),
+        ('name = "tiny"', "", "name: is missing"),
+        ("seed = 3", "seed = -3", r"simulated 1\.seed"),
         ("seed = 3", "seed = 4", "box-4 more than once"),
         ('"validation"', '"train"', "no validation recordings"),
         ('"validation"', '"test"', "no validation recordings"),
         ("frame_steps", "frame_stepz", r"training\.frame_stepz"),
-        ('name = "rearing"', 'colour = "red"', r"behaviours\.1\.name"),
+        ('name = "rearing"', 'colour = "red"', r"behaviours 2\.name"),
     ],
 )
 def test_a_dataset_file_that_is_not_valid(tmp_path: Path, old: str, new: str, message: str) -> None:

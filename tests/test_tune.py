@@ -217,6 +217,19 @@ def test_the_front_is_what_nothing_beats(found: list[Candidate]) -> None:
     assert front[-1].pr_auc == max(each.pr_auc for each in found)
 
 
+@pytest.mark.parametrize("named", ["one", "other"])
+def test_a_study_is_of_the_weights_that_its_candidates_start_from(tmp_path: Path, named: str) -> None:
+    text = BASE.replace('extractor = "none"', 'extractor = "resnet18"\nweights = "one.pth"')
+    search = '\n[tune]\n[tune.search]\n"model.weights" = ["one.pth", "other.pth"]\n'
+    plan = read_dataset(written(tmp_path / "data.toml", text + search))
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.pth").write_bytes(b"weights")
+    before = tuning._made_for(plan, plan.tune)
+    assert tuning._made_for(plan, plan.tune) == before
+    (tmp_path / f"{named}.pth").write_bytes(b"others!")
+    assert tuning._made_for(plan, plan.tune) != before
+
+
 # The search itself
 
 

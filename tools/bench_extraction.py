@@ -52,7 +52,7 @@ splits = {{ validation = 0.0, test = 0.0 }}
 RECORDING = """
 [[recordings]]
 name = "{name}"
-group = "{name}"
+group = "all"
 video = "{name}{suffix}"
 labels = "labels.csv"
 split = "train"

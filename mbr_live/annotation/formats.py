@@ -6,7 +6,7 @@ frames, and by nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
@@ -69,6 +69,7 @@ def read_annotations(
     frames, `videos` the stems of the video files. Nothing is raised for a label file that is wrong: that is a finding.
     """
     tables: list[LabelTable] = []
+    readable: list[Path] = []
     findings: list[Finding] = []
     spellings = {name: _spellings(name) for names in columns.values() for name in names}
     for path in paths:
@@ -78,9 +79,11 @@ def read_annotations(
             findings.append(Finding("invalid_format", str(error)))
             continue
         tables.append(table)
+        readable.append(path)
         findings += [*table.findings, *_count_findings(path, table, len(times_ns))]
     if not tables:
         return Annotations(tuple(columns), np.zeros((0, len(columns)), np.int8)), tuple(findings)
+    findings += _laid_over(readable, tables, spellings)
     frames = max(len(table.marks) for table in tables)
     found = {name: _marks_of(tables, spelling, frames) for name, spelling in spellings.items()}
     for behaviour, names in columns.items():
@@ -198,6 +201,22 @@ def _count_findings(path: Path, table: LabelTable, frames: int) -> list[Finding]
     return [
         Finding("too_few_frames", f"{text}; those without a row are not labelled. A row stands for a source frame.")
     ]
+
+
+def _laid_over(
+    paths: Sequence[Path], tables: Sequence[LabelTable], spellings: Mapping[str, frozenset[str]]
+) -> Iterator[Finding]:
+    """Several files that mark the same: often those of several videos, though each begins at the first frame of all."""
+    for name, spelling in spellings.items():
+        marking = [
+            path.name for path, table in zip(paths, tables, strict=True) if spelling & set(map(plain, table.names))
+        ]
+        if len(marking) > 1:
+            yield Finding(
+                "invalid_format",
+                f"{' and '.join(marking)} all mark {name!r} from the first frame of the recording on. Give one label "
+                "file that goes on through all of its videos, or make each video a recording of its own.",
+            )
 
 
 def _missing_column(paths: Sequence[Path], behaviour: str, missing: Sequence[str]) -> str:

@@ -112,8 +112,13 @@ def read_sparse(path: Path, wanted: Collection[str], frames: int) -> LabelTable:
         None,
         foreign_columns=True,
         findings=findings,
-        judged=np.isin(grid, starts),
+        judged=None if _leaves_none_out(starts) else np.isin(grid, starts),
     )
+
+
+def _leaves_none_out(starts: NDArray[np.int64]) -> bool:
+    """Whether somebody judged frame by frame, not stills."""
+    return len(starts) > 1 and bool(np.all(np.diff(starts) == 1))
 
 
 def read_binary_table(path: Path, times_ns: TimesNs) -> LabelTable:

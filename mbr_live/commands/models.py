@@ -60,7 +60,7 @@ def crossvalidate(
     dataset: DatasetFile,
     out: Out,
     folds: Annotated[
-        int | None, typer.Option(min=3, help="Number of folds; else one group of each condition is left out at a time.")
+        int | None, typer.Option(min=2, help="Number of folds; else one group of each condition is left out at a time.")
     ] = None,
     weights: Weights = None,
 ) -> None:

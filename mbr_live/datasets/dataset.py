@@ -39,6 +39,7 @@ from mbr_live.datasets.recordings import (
     VideoFolder,
     VideoRecording,
     check_names,
+    check_videos,
     clip_findings,
     clip_specs,
     folder_specs,
@@ -158,10 +159,11 @@ class Dataset(Section):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether anything is left to the validation recordings to decide."""
+        """Whether anything is left to the validation recordings: how labels are decided, or which weights are kept."""
         training = self.training
         given = isinstance(training.threshold, float) and training.calibration == "none"
-        return not given or any("fit" in (each.min_bout_s, each.bridge_s) for each in self.behaviours)
+        chosen = training.early_stopping.patience_checks or training.fine_tuning.steps
+        return bool(chosen) or not given or any("fit" in (each.min_bout_s, each.bridge_s) for each in self.behaviours)
 
     @property
     def max_gap_frames(self) -> int:
@@ -221,6 +223,7 @@ def _specs_of(dataset: Dataset, folder: Path) -> tuple[RecordingSpec, ...]:
             "clips are too short to settle a crop window. Give window_px = the side of the window in pixels."
         )
     check_names(specs)
+    check_videos(specs)
     strangers = sorted(set(dataset.splits.groups) - {spec.group for spec in specs})
     if strangers:
         raise MbrError(f"splits.groups names {', '.join(strangers)}, which is no group of a recording. Mend the name.")

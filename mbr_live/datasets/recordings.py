@@ -244,6 +244,19 @@ def check_names(specs: Sequence[RecordingSpec]) -> None:
         )
 
 
+def check_videos(specs: Sequence[RecordingSpec]) -> None:
+    """MbrError where one video is of two groups: these may be in two splits, now or in a fold."""
+    seen: dict[Path, RecordingSpec] = {}
+    for spec in specs:
+        for video in files_of(spec)[0]:
+            other = seen.setdefault(video.resolve(), spec)
+            if other.group != spec.group:
+                raise MbrError(
+                    f"{video} is in two groups: {other.name} in {other.group}, {spec.name} in {spec.group}. A model "
+                    "tested on a video that it has seen looks better than it is. Name it once, or give both one group."
+                )
+
+
 def by_log_name(specs: Sequence[RecordingSpec]) -> dict[str, RecordingSpec]:
     """The recordings by the name of their label log; MbrError where two would have the same log."""
     found: dict[str, RecordingSpec] = {}

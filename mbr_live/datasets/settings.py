@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from itertools import chain
 from typing import Annotated, Literal, Self
 
@@ -14,22 +12,12 @@ from mbr_live.bundle import BehaviourName
 from mbr_live.datasets import splits
 from mbr_live.datasets.augmentation import Augmentation, RecordingAugmentation
 from mbr_live.datasets.extractor_config import PictureSettings
-from mbr_live.datasets.recordings import (
-    Section,
-    listed,
-)
+from mbr_live.datasets.recordings import Section, listed
 from mbr_live.datasets.temporal_config import TcnConfig, TemporalConfig
 from mbr_live.datasets.training_config import EarlyStopping, FineTuning
 from mbr_live.datasets.variation import Variation
 from mbr_live.stages.kinematics import CHANNELS, SETS
 from mbr_live.types import MbrError
-
-log = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
-"""Told the stage of the work, the units done and the units in all."""
-
-# The modules that a rendered video depends on; a change of one of them makes it anew.
 
 BoutSeconds = Annotated[float, Field(ge=0.0, le=3600.0)] | Literal["fit"]
 CalibrationKind = Literal["none", "platt", "temperature"]

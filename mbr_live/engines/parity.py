@@ -105,11 +105,12 @@ def passes(found: Parity, allowed: Parity) -> bool:
 
 
 def one_frame(engine: Engine, manifest: Manifest) -> None:
-    """All that an engine computes for a live frame, of a blank one."""
+    """All that an engine computes for a frame, of a blank one; a step only where the bundle has one."""
     given = np.zeros((1, manifest.input_dim), np.float32)
     if manifest.feature_dim:
         given[:, : manifest.feature_dim] = engine.features(np.zeros((1, CROP_PX, CROP_PX, 3), np.uint8))
-    engine.step(given, np.zeros((1, manifest.state_size), np.float32))
+    if manifest.causal:
+        engine.step(given, np.zeros((1, manifest.state_size), np.float32))
 
 
 def timed_s(work: Callable[[], object], at_least_s: float, at_least: int = 3) -> list[float]:

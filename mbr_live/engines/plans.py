@@ -76,18 +76,25 @@ def plan_folder() -> Path:
 def write_plan(folder: Path, header: PlanHeader, plan: bytes) -> Path:
     """Keep a plan, in place of one with the same key. MbrError where the disk does not take it."""
     path = folder / header.key.file_name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=path.stem, suffix=".part", delete=False) as part:
-            part.write(header.model_dump_json().encode() + b"\n" + plan)
-            part.flush()
-            os.fsync(part.fileno())
-        Path(part.name).replace(path)
-    except OSError as error:
-        raise MbrError(
-            f"{path}: the plan cannot be written ({error.strerror}). Make room, or set XDG_CACHE_HOME."
-        ) from error
+    write_whole(path, header.model_dump_json().encode() + b"\n" + plan)
     return path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is there only when all of it is; another of that name stays until then. MbrError where the disk
+    does not take it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.stem}.", suffix=".part") as beside:
+            part = Path(beside, path.name)
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+    except OSError as error:
+        raise MbrError(f"{path} cannot be written ({error.strerror}). Make room, or set XDG_CACHE_HOME.") from error
 
 
 def read_plan(folder: Path, key: PlanKey) -> tuple[PlanHeader, bytes] | None:

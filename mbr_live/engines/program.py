@@ -20,7 +20,7 @@ from mbr_live.engines import openvino_engine
 from mbr_live.engines.choice import Choice, cache_folder, choose, cores, engine_of
 from mbr_live.engines.gpu_probe import Gpus, probe_gpus
 from mbr_live.engines.openvino_engine import OpenVinoEngine
-from mbr_live.engines.parity import Parity, limits, parity, passes, probe, timed_s
+from mbr_live.engines.parity import Parity, limits, one_frame, parity, passes, timed_s
 from mbr_live.engines.protocol import Engine
 from mbr_live.engines.tensorrt_engine import TensorRtEngine
 from mbr_live.types import DEFAULT_ENGINE, EngineKind, MbrError
@@ -107,7 +107,7 @@ def check(bundle: Bundle, kind: EngineKind) -> Checked:
     except MbrError as error:
         return Checked(kind, None, str(error), None, None, None, None, None, None, None)
     reference = _reference(bundle, kind)
-    times_ms = [1000 * each for each in timed_s(lambda: _one_frame(engine, bundle), _TIMED_S)]
+    times_ms = [1000 * each for each in timed_s(lambda: one_frame(engine, bundle.manifest), _TIMED_S)]
     p50_ms, p99_ms = (round(float(np.percentile(times_ms, q)), 3) for q in (50, 99))
     return Checked(
         kind=kind,
@@ -143,15 +143,6 @@ def _reference(bundle: Bundle, kind: EngineKind) -> Engine | None:
         return None
 
 
-def _one_frame(engine: Engine, bundle: Bundle) -> None:
-    """All that is computed of one frame: features, and a step where the bundle has one."""
-    manifest = bundle.manifest
-    features = engine.features(probe()[:1]) if manifest.feature_dim else np.zeros((1, 0), np.float32)
-    if manifest.causal:
-        inputs = np.concatenate((features, np.zeros((1, len(manifest.kinematics)), np.float32)), axis=1)
-        engine.step(inputs, np.zeros((1, manifest.state_size), np.float32))
-
-
 def _version(name: str) -> str | None:
     try:
         return version(name)
@@ -180,8 +171,7 @@ def _show(console: Console, bundle: Bundle, machine: Machine, checked: list[Chec
     facts.add_row("instructions", " ".join(machine.instructions) or "not known")
     facts.add_row("memory", f"{machine.memory_mib} MiB" if machine.memory_mib else "not known")
     gpus = [f"{each.name}, {each.memory_mib} MiB, {each.compute_capability}" for each in machine.gpus.gpus]
-    unused = "; ".join(gpus) + " (not used by this version)"
-    facts.add_row("NVIDIA GPU", unused if gpus else str(machine.gpus.why_none))
+    facts.add_row("NVIDIA GPU", "; ".join(gpus) if gpus else str(machine.gpus.why_none))
     console.print(facts)
     columns = ("engine", "runs in", "Δ features", "Δ p", "passes", "p50 ms", "p99 ms", "frames/s")
     table = Table(*columns, title="one thread, one lane, crop to logits; Δ: against the reference")

@@ -18,7 +18,7 @@ import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from mbr_live.bundle import Bundle, load_bundle
-from mbr_live.engines.plans import GpuPrecision, PlanHeader, PlanKey, write_plan
+from mbr_live.engines.plans import GpuPrecision, PlanHeader, PlanKey, write_plan, write_whole
 from mbr_live.engines.protocol import Ports, feature_ports
 from mbr_live.engines.tensorrt_api import network_flags, precision_flags, tensorrt
 from mbr_live.engines.tensorrt_build import graph_file, plan_key
@@ -79,8 +79,7 @@ def _built(bundle: Bundle, key: PlanKey, folder: Path) -> tuple[bytes, dict[str,
         raise MbrError(
             f"Bundle {bundle.path}: TensorRT {trt.__version__} could not build {key.precision} on {key.gpu}."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    timings.write_bytes(bytes(config.get_timing_cache().serialize()))
+    write_whole(timings, bytes(config.get_timing_cache().serialize()))
     plan = bytes(serialised)
     return plan, _layers(trt, logger, plan)
 

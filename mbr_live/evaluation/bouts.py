@@ -25,16 +25,11 @@ BRIDGE_FRAMES = RATE_FPS // 2
 def comparable(labels: Labels, truth: Labels) -> tuple[Labels, Labels]:
     """Labels and truth on the ticks where both can be held against each other; UNKNOWN elsewhere.
 
-    Where the truth is unlabelled nothing is claimed, and where the labels are unknown for longer than the bridge no
-    truth is expected: such a stretch cuts the bouts of both. Short unknown stretches between two 1s become 1, as in
-    the bout log.
+    Where the truth is unlabelled nothing is claimed. Short unknown stretches between two 1s become 1, as in the bout
+    log; where the labels are unknown even then, no truth is expected. Longer stretches cut the bouts of both.
     """
-    expected, claimed = truth.copy(), labels.copy()
-    for start, stop in runs(labels, UNKNOWN):
-        if stop - start > BRIDGE_FRAMES:
-            expected[start:stop] = UNKNOWN
-    claimed[truth == UNKNOWN] = UNKNOWN
-    return _bridged(claimed), _bridged(expected)
+    claimed = _bridged(np.where(truth == UNKNOWN, np.int8(UNKNOWN), labels))
+    return claimed, _bridged(np.where(claimed == UNKNOWN, np.int8(UNKNOWN), truth))
 
 
 def _bridged(labels: Labels) -> Labels:

@@ -15,6 +15,7 @@ from mbr_live.evaluation.comparison import LabelFolder, Truth
 from mbr_live.evaluation.evaluate import evaluate
 from mbr_live.evaluation.metrics import Evaluation
 from mbr_live.evaluation.report import render
+from mbr_live.places import check_writable
 from mbr_live.sinks import write_atomically
 from mbr_live.types import MbrError
 
@@ -28,6 +29,7 @@ def evaluate_program(
 ) -> None:
     """Score every folder of label logs; write `report.html` and `metrics.json` into `out`."""
     folders = _folders(labels, names)
+    check_writable(out)
     dataset = datasets.read_dataset(dataset_file)
     console = Console(stderr=True)
     split = split or default_split(dataset)
@@ -76,6 +78,9 @@ def _folders(labels: Sequence[Path], names: Sequence[str]) -> list[LabelFolder]:
         raise MbrError(
             f"evaluate: found {len(labels)} --labels and {len(names)} --name. Give each folder a name, or none."
         )
+    absent = [str(folder) for folder in labels if not folder.is_dir()]
+    if absent:
+        raise MbrError(f"evaluate: --labels {', '.join(absent)}: there is no such folder. Check the name.")
     chosen = list(names) or [folder.resolve().name for folder in labels]
     twice = sorted({name for name in chosen if chosen.count(name) > 1})
     if twice:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mbr_live.annotation.marks import Annotations
-from mbr_live.bundle import FEATURES, FEATURES_INT8, Bundle, Int8Card, write_bundle
+from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, Bundle, Int8Card, write_bundle
 from mbr_live.engines.choice import engine_of
 from mbr_live.engines.parity import parity
 from mbr_live.engines.protocol import Engine
@@ -40,6 +40,7 @@ labels is right."""
 
 CALIBRATION_FRAMES = 256
 _LIGHTS = 3  # dark, middling, bright
+_INT8_HEADING = "## Features in 8-bit integers"
 
 Progress = Callable[[str, int], None]
 """Called with what is being done and how many frames of it are done."""
@@ -89,6 +90,7 @@ class Labelled:
     probabilities: NDArray[np.float64]  # [N, K]
     labels: NDArray[np.int8]  # [N, K]
     light: NDArray[np.float64]  # [N] mean of the crop, 0 to 255
+    sampled: NDArray[np.int64]  # all source frames that serve a tick, whatever their status
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +102,6 @@ class Cost:
     pr_auc: dict[str, tuple[float, float]]  # per behaviour with truth: float32, int8
     untold_frames: int  # of recordings that lack truth of at least one behaviour
     untold_differ: float  # share of these, in behaviours that their recording has no truth of
-
-    @property
-    def pr_auc_loss(self) -> float | None:
-        """The largest of any behaviour; None where there is no truth."""
-        return max((f32 - int8 for f32, int8 in self.pr_auc.values()), default=None)
 
 
 def calibrate(
@@ -149,13 +146,15 @@ def label(given: Given, bundle: Bundle, engine: Engine, progress: Progress, what
         light[source_frame] = float(crop.mean())
         progress(f"{what} of {given.name}", len(light))
 
-    known = [each for each in _decisions(given, bundle, engine, note) if each.status is Status.OK]
+    decisions = [each for each in _decisions(given, bundle, engine, note) if each.source_frame != UNKNOWN]
+    known = [each for each in decisions if each.status is Status.OK]
     behaviours = len(bundle.manifest.behaviours)
     return Labelled(
         np.array([each.source_frame for each in known], np.int64),
         np.array([each.probabilities for each in known], np.float64).reshape(-1, behaviours),
         np.array([each.labels for each in known], np.int8).reshape(-1, behaviours),
         np.array([light[each.source_frame] for each in known], np.float64),
+        np.array([each.source_frame for each in decisions], np.int64),
     )
 
 
@@ -188,7 +187,7 @@ def cost_of(
     A recording has the same known frames whichever engine labels it: which they are is found before the networks.
     """
     differ = [f32.labels != int8.labels for f32, int8 in zip(before, after, strict=True)]
-    truths = [_truth_of(each, behaviours, f32.source_frames) for each, f32 in zip(given, before, strict=True)]
+    truths = [_truth_of(each, behaviours, f32) for each, f32 in zip(given, before, strict=True)]
     pr_auc = {
         name: scores
         for number, name in enumerate(behaviours)
@@ -204,6 +203,11 @@ def cost_of(
         sum(map(len, untold)),
         _share(untold),
     )
+
+
+def largest_loss(pr_auc: Mapping[str, tuple[float, float]]) -> float | None:
+    """Of any behaviour, from its PR-AUC with float32 and with int8; None where there is no truth."""
+    return max((f32 - int8 for f32, int8 in pr_auc.values()), default=None)
 
 
 def read_list(path: Path) -> CalibrationList:
@@ -296,11 +300,13 @@ def _shares(sizes: Sequence[int], count: int) -> list[int]:
     return shares
 
 
-def _truth_of(given: Given, behaviours: Sequence[str], source_frames: NDArray[np.int64]) -> NDArray[np.int8]:
+def _truth_of(given: Given, behaviours: Sequence[str], said: Labelled) -> NDArray[np.int8]:
     """Marks [N, K] where somebody judged; UNKNOWN elsewhere."""
-    truth = np.full((len(source_frames), len(behaviours)), UNKNOWN, np.int8)
+    truth = np.full((len(said.source_frames), len(behaviours)), UNKNOWN, np.int8)
     if given.truth is not None:
-        marks, judged = given.truth.at(source_frames), given.truth.judged_at(source_frames)
+        # A still is shown by one sampled frame, whether that has a label or not: none takes its place.
+        shown = said.sampled[given.truth.judged_at(said.sampled)]
+        marks, judged = given.truth.at(said.source_frames), np.isin(said.source_frames, shown)
         for number, name in enumerate(behaviours):
             if name in given.truth.behaviours:
                 truth[judged, number] = marks[judged, given.truth.behaviours.index(name)]
@@ -320,7 +326,7 @@ def _pr_auc(
 
 
 def _check(bundle: Bundle, cost: Cost) -> None:
-    loss, unchanged = cost.pr_auc_loss, f"Bundle {bundle.path} stays as it is"
+    loss, unchanged = largest_loss(cost.pr_auc), f"Bundle {bundle.path} stays as it is"
     if loss is not None and loss > MAX_PR_AUC_LOSS:
         scores = ", ".join(f"{name} {f32:.4f} -> {int8:.4f}" for name, (f32, int8) in cost.pr_auc.items())
         raise MbrError(
@@ -353,7 +359,25 @@ def _card(given: Sequence[Given], listed: CalibrationList, list_text: str, cost:
 def _written(path: Path, bundle: Bundle, integers: bytes, card: Int8Card) -> Bundle:
     contents: Mapping[str, bytes] = {name: bundle.read(name) for name in bundle.manifest.files if name != FEATURES_INT8}
     manifest = bundle.manifest.model_copy(update={"int8": card})
-    return write_bundle(path, manifest, {**contents, FEATURES_INT8: integers})
+    text = with_int8(bundle.read(CARD).decode(), card).encode()
+    return write_bundle(path, manifest, {**contents, FEATURES_INT8: integers, CARD: text})
+
+
+def with_int8(text: str, card: Int8Card) -> str:
+    """The card of a bundle, in Markdown, with what int8 costs; in place of what it said of that before."""
+    scores = ", ".join(f"{name} {f32:.3f} to {int8:.3f}" for name, (f32, int8) in card.pr_auc.items())
+    lines = (
+        "",
+        _INT8_HEADING,
+        "",
+        "A second feature network computes with integers (`--engine openvino-int8`, `tensorrt-int8`).",
+        "",
+        f"- Made on {card.date} from {card.calibration_frames} frames of {', '.join(card.recordings)}",
+        f"- Labels {card.labels_differ:.2%} of {card.compared_frames} frames otherwise than float32",
+        f"- PR-AUC on these frames, float32 to int8: {scores or 'not measured, there was no truth'}",
+        "",
+    )
+    return text.partition(f"\n{_INT8_HEADING}\n")[0].rstrip("\n") + "\n" + "\n".join(lines)
 
 
 def _hashes(given: Given) -> tuple[str, ...]:

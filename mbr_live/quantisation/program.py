@@ -13,7 +13,14 @@ from rich.table import Table
 from mbr_live.bundle import Bundle, Int8Card, check_replaceable, load_bundle
 from mbr_live.datasets import dataset as datasets
 from mbr_live.datasets.recordings import RecordingSpec, SimulatedRecording
-from mbr_live.quantisation.calibrate import MAX_LABELS_DIFFER, MAX_PR_AUC_LOSS, Given, calibrate, read_list
+from mbr_live.quantisation.calibrate import (
+    MAX_LABELS_DIFFER,
+    MAX_PR_AUC_LOSS,
+    Given,
+    calibrate,
+    largest_loss,
+    read_list,
+)
 from mbr_live.types import MbrError
 
 
@@ -81,7 +88,7 @@ def _show(bundle: Bundle, list_file: Path) -> None:
     console = Console(soft_wrap=True, highlight=False)
     if card.pr_auc:
         console.print(_table(card))
-        console.print(f"largest loss of PR-AUC {card.pr_auc_loss:+.4f} (allowed: {MAX_PR_AUC_LOSS})")
+        console.print(f"largest loss of PR-AUC {largest_loss(card.pr_auc):+.4f} (allowed: {MAX_PR_AUC_LOSS})")
     else:
         console.print(
             "There was no truth: PR-AUC was not measured. Measured instead: how many frames int8 labels otherwise than "

@@ -108,7 +108,10 @@ def _fit_lines(manifest: Manifest) -> Iterator[str]:
     """How labels are decided, and where that comes from."""
     if not manifest.training.fits:
         return
-    yield from ("Labels are decided by, in this order (`fit`: by the validation recordings; `given`: by a person):", "")
+    says = "`fit`: by the validation recordings; `given`: by a person"
+    if any("usual" in (fit.thresholds, fit.min_bout, fit.bridge) for fit in manifest.training.fits):
+        says += "; `usual`: by nobody, since these recordings show the behaviour never or always"
+    yield from (f"Labels are decided by, in this order ({says}):", "")
     yield "| behaviour | calibration | enter and exit threshold | bridge | minimum bout | fitted to | PR-AUC | F1 |"
     yield "|---|---|---|---|---|---|---|---|"
     fits = {fit.behaviour: fit for fit in manifest.training.fits}

@@ -105,6 +105,10 @@ def _fitted(
 ) -> Bundle:
     """As `ensemble`, with weights and thresholds by the validation recordings of `plan`."""
     scored = [each for each in truths(plan, "validation", cache) if np.any(each.annotations.marks != UNKNOWN)]
+    if not scored:
+        raise MbrError(
+            f"Dataset {plan.name}: none of its validation recordings is labelled. Validate on labelled ones."
+        )
     names = bundles[0].manifest.behaviour_names
     if tuple(each.name for each in plan.behaviours) != names:
         raise MbrError(f"Dataset {plan.name}: its behaviours are not those of the members ({', '.join(names)}).")
@@ -119,6 +123,11 @@ def _fitted(
         )  # fmt: skip
         found = _labelled(whole, scored, plan, Path(folder, "labels"), progress)
     validated = [stretch for each in found for stretch in _stretches(each, whole.manifest.max_gap_frames)]
+    if not any(np.any(stretch.truth != UNKNOWN) for stretch in validated):
+        raise MbrError(
+            f"Dataset {plan.name}: no judged frame of the validation recordings is labelled by the members, whose "
+            f"warm-up is {whole.manifest.warmup_frames} frames. Validate on longer recordings."
+        )
     calibration = "none" if kind == "learnt" else plan.training.calibration
     fitted = fitting.fit(plan.behaviours, plan.training.threshold, calibration, validated)
     scale, offset = (

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,8 @@ _START_MIN_BOUT_S, _START_BRIDGE_S = 0.3, 0.2
 _ROUNDS = 3  # of thresholds and durations in turn; a second one hardly ever changes anything
 _BOUT_IOU = 0.5
 _LIMIT = 60.0  # of a logit, as in the pipeline
+
+Asked = TypeVar("Asked", bound=str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,8 +124,10 @@ def _calibrated(stretch: Validated, calibrations: Sequence[Calibration]) -> Vali
 
 
 def _decided(spec: BehaviourSpec, rule: ThresholdRule, grid: Sequence[float], tracks: Sequence[_Track]) -> Behaviour:
-    """Thresholds, minimum bout and bridge of a behaviour: as given, or fitted."""
+    """Thresholds, minimum bout and bridge of a behaviour: as given, or fitted, or where nothing can be, the usual."""
     behaviour = _start(spec, rule)
+    if not _tells(tracks):
+        return behaviour
     by_bouts = FITTED in (spec.min_bout_s, spec.bridge_s)
     for _ in range(_ROUNDS if by_bouts else 1):
         before = behaviour
@@ -133,6 +138,11 @@ def _decided(spec: BehaviourSpec, rule: ThresholdRule, grid: Sequence[float], tr
         if behaviour == before:
             break
     return _shrunk(behaviour, tracks) if rule == "shrunk" else behaviour
+
+
+def _tells(tracks: Sequence[_Track]) -> bool:
+    """Whether the recordings show the behaviour, and also something else: else all candidates are as good."""
+    return all(any(np.any(track.truth == mark) for track in tracks) for mark in (0, 1))
 
 
 def _start(spec: BehaviourSpec, rule: ThresholdRule) -> Behaviour:
@@ -151,8 +161,12 @@ def _with_thresholds(
         for enter in grid
         for share in _EXIT_SHARES
     ]
-    # Of thresholds that are as good, the one nearest to one half: it has most room on both sides.
-    return max(candidates, key=lambda each: (_agreement(each, tracks, by_bouts), -abs(each.enter - 0.5)))
+
+    def worth(each: Behaviour) -> tuple[float, float, float]:
+        # Of thresholds that are as good, the ones nearest to one half: they have most room on both sides.
+        return _agreement(each, tracks, by_bouts), -abs(each.enter - 0.5), -abs(each.exit - 0.5)
+
+    return max(candidates, key=worth)
 
 
 def _with_durations(behaviour: Behaviour, spec: BehaviourSpec, tracks: Sequence[_Track]) -> Behaviour:
@@ -211,11 +225,12 @@ def _fit_record(
     marks = np.concatenate([track.truth for track in tracks])
     labelled = marks != UNKNOWN
     probabilities, labels, truth = probabilities[labelled], labels[labelled], marks[labelled] == 1
+    tells = _tells(tracks)
     return Fit(
         behaviour=spec.name,
-        thresholds=rule if isinstance(rule, str) else "given",
-        min_bout=FITTED if spec.min_bout_s == FITTED else "given",
-        bridge=FITTED if spec.bridge_s == FITTED else "given",
+        thresholds=_how(rule, tells),
+        min_bout=_how(spec.min_bout_s, tells),
+        bridge=_how(spec.bridge_s, tells),
         calibration=calibrated.kind,
         scale=calibrated.scale,
         offset=calibrated.offset,
@@ -226,6 +241,11 @@ def _fit_record(
         calibration_error=_rounded(calibration_error(calibration(probabilities, truth))),
         calibration_error_before=_rounded(error_before),
     )
+
+
+def _how(asked: float | Asked, tells: bool) -> Asked | Literal["given", "usual"]:
+    """What the card says of a number that was given, or was asked for so."""
+    return "given" if isinstance(asked, float) else asked if tells else "usual"
 
 
 def _error(k: int, validated: Sequence[Validated]) -> float | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,10 @@ from torch import Tensor
 from mbr_live.bundle import Bundle, check_replaceable
 from mbr_live.datasets import dataset
 from mbr_live.datasets.dataset import Dataset
+from mbr_live.places import check_writable
 from mbr_live.progress import bars
 from mbr_live.training import fitting, preparation
+from mbr_live.training.cache_files import alone
 from mbr_live.training.card import score_table, training_card
 from mbr_live.training.checkpoints import Checkpoints
 from mbr_live.training.curves import Curves, Told
@@ -47,6 +50,10 @@ from mbr_live.types import UNKNOWN, MbrError
 THREADS = 2  # a fixed number, since sums in another order give other weights
 SMALL_THREADS = 1  # without a trunk there is too little to share: two would wait for each other
 _SCORED_EVERY_STEPS = 10
+_UNDER_WAY = (
+    "Dataset {}: the same training is under way in another process, and would give the same weights. Wait until it has "
+    "ended, or copy its bundle."
+)
 
 
 def train_program(dataset_file: Path, out: Path, logs: Path | None = None, weights: Path | None = None) -> None:
@@ -95,35 +102,45 @@ def train_on(
     folder of their own.
     """
     check_replaceable(out)
+    if logs:
+        check_writable(logs)
     cache = cache or dataset.cache_folder()
-    with deterministic(plan.training.seed, SMALL_THREADS if plan.model.extractor == "none" else THREADS):
-        extractor = build_extractor(plan.model, plan.weights_file)  # before hours of cropping: weights may be missing
-        temporal = temporal_of(plan.model, extractor.feature_dim if extractor else 0, len(plan.behaviours))
-        with feature_network(extractor if plan.model.is_frozen else None, temporal, plan) as published:
-            recordings = preparation.prepare(plan, cache, progress, published)
-            checkpoints = Checkpoints((checkpoints_in or cache) / f"{plan.name}.{_key(plan, recordings)}.checkpoints")
-            curves = Curves(logs, told)
-            learnt = _Stages(
-                plan, recordings, extractor, temporal, published, cache, checkpoints, curves, progress
-            ).run()
-            curves.close()
-    judged = any(np.any(stretch.truth != UNKNOWN) for stretch in learnt.validated)
+    with ExitStack() as held:
+        with deterministic(plan.training.seed, SMALL_THREADS if plan.model.extractor == "none" else THREADS):
+            # Before hours of cropping: weights may be missing.
+            extractor = build_extractor(plan.model, plan.weights_file)
+            temporal = temporal_of(plan.model, extractor.feature_dim if extractor else 0, len(plan.behaviours))
+            with feature_network(extractor if plan.model.is_frozen else None, temporal, plan) as published:
+                recordings = preparation.prepare(plan, cache, progress, published)
+                key = f"{plan.name}.{_key(plan, recordings)}"
+                checkpoints = Checkpoints((checkpoints_in or cache) / f"{key}.checkpoints")
+                held.enter_context(alone((checkpoints_in or cache) / f"{key}.lock", _UNDER_WAY.format(plan.name)))
+                curves = Curves(logs, told)
+                learnt = _Stages(
+                    plan, recordings, extractor, temporal, published, cache, checkpoints, curves, progress
+                ).run()
+                curves.close()
+        _check_judged(plan, recordings, learnt.validated)
+        fitted = fitting.fit(plan.behaviours, plan.training.threshold, plan.training.calibration, learnt.validated)
+        card = training_card(plan, recordings, learnt.steps, {"torch": torch.__version__}, fitted)
+        if plan.training.calibration != "none":
+            temporal = Calibrated(
+                temporal, [each.scale for each in fitted.calibrations], [each.offset for each in fitted.calibrations]
+            )
+        reference = build_reference(plan, [each.name for each in recordings], fitted.validated, cache, progress)
+        bundle = write_model(out, plan, fitted.behaviours, card, extractor, temporal, reference)
+        checkpoints.clear()
+    return bundle
+
+
+def _check_judged(plan: Dataset, recordings: Sequence[Recording], validated: Sequence[Validated]) -> None:
+    judged = any(np.any(stretch.truth != UNKNOWN) for stretch in validated)
     kept_aside = any(recording.split == "validation" for recording in recordings)
     if not judged and (kept_aside or plan.is_fitted):
         raise MbrError(
             f"Dataset {plan.name}: no frame of the validation recordings is labelled after the warm-up of "
             f"{plan.warmup_frames} frames. Validate on longer recordings, or set warmup_frames lower."
         )
-    fitted = fitting.fit(plan.behaviours, plan.training.threshold, plan.training.calibration, learnt.validated)
-    card = training_card(plan, recordings, learnt.steps, {"torch": torch.__version__}, fitted)
-    if plan.training.calibration != "none":
-        temporal = Calibrated(
-            temporal, [each.scale for each in fitted.calibrations], [each.offset for each in fitted.calibrations]
-        )
-    reference = build_reference(plan, [each.name for each in recordings], fitted.validated, cache, progress)
-    bundle = write_model(out, plan, fitted.behaviours, card, extractor, temporal, reference)
-    checkpoints.clear()
-    return bundle
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from mbr_live.datasets.settings import Unfit
 from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.progress import bars
 from mbr_live.training.candidates import candidate, check_space, write_candidate
+from mbr_live.training.extractors import file_hash
 from mbr_live.training.train import train_on
 from mbr_live.types import MbrError
 
@@ -142,7 +143,17 @@ def _made_for(plan: Dataset, settings: TuneSettings) -> str:
             digest.update(f"{video.name} {video.stat().st_size}".encode())
         for label in filter(Path.is_file, labels):
             digest.update(label.read_bytes())
+    for weights in filter(Path.is_file, _weights_of(plan, settings)):
+        digest.update(file_hash(weights).encode())
     return digest.hexdigest()
+
+
+def _weights_of(plan: Dataset, settings: TuneSettings) -> Iterator[Path]:
+    """The files of weights that a candidate may start from."""
+    tried = settings.listed("model.weights") if "model.weights" in settings.search else ()
+    for model in (plan.model, *(plan.model.model_copy(update={"weights": each}) for each in tried)):
+        if file := plan.model_copy(update={"model": model}).weights_file:
+            yield file
 
 
 class _Search:

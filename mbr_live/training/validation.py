@@ -43,7 +43,7 @@ class Validation:
             for lesson in self.lessons
             for stretch in validate(network, lesson, self.inputs[lesson.name], self.warmup_frames, of)
         ]
-        found = [fitting.pr_auc(k, stretches) for k in range(len(of))]
+        found = [fitting.pr_auc(k, stretches) for k in range(len(of))] if stretches else []
         known = [value for value in found if value is not None]
         if not known:
             raise MbrError(
