@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable
 from io import FileIO
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TypeVar
 
 from mbr_live.processes import notify
@@ -47,16 +46,6 @@ def append(file: FileIO, text: str) -> None:
     if written != len(data):
         file.truncate(position)
         raise Unwritable(str(file.name), f"only {written} of {len(data)} bytes were taken", errno.ENOSPC)
-
-
-def writable(folder: Path) -> Path:
-    """The folder, or the nearest above it that is there. OSError where nothing can be written; nothing is left."""
-    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(there))
-    with TemporaryFile(dir=there):
-        pass
-    return there
 
 
 class WaitingRows:

@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-import tempfile
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from mbr_live.types import MbrError
 
 
+def writable(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there. OSError where nothing can be written; nothing is left."""
+    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a file", str(there))
+    with TemporaryFile(dir=there):  # tried, since permissions do not tell of file systems that are read only
+        return there
+
+
 def check_writable(folder: Path) -> None:
-    """Raises MbrError where nothing can be written into `folder`, which need not be there yet. Leaves nothing."""
-    there = folder.resolve()
-    while not there.exists():
-        there = there.parent
+    """MbrError where no results can be written into `folder`, which need not be there yet; nothing is left."""
+    with writing_into(folder):
+        writable(folder)
+
+
+@contextmanager
+def writing_into(folder: Path) -> Iterator[None]:
+    """MbrError where what is done in it meets an error of the disk."""
     try:
-        # Tried, since permissions do not tell of file systems that are read only.
-        tempfile.TemporaryDirectory(prefix=".mbr-live.", dir=there).cleanup()
+        yield
     except OSError as error:
         raise MbrError(
-            f"{folder}: nothing can be written there ({error.strerror}). Give another folder, or see to what you may "
-            "write."
+            f"{folder}: results cannot be written there ({error.strerror or error}). Check the name, its permissions "
+            "and the room on the disk, or give another folder."
         ) from error

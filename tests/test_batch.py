@@ -74,7 +74,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_any_work(
     for video in videos:
         video.symlink_to(box_video)
     (tmp_path / "a file").touch()
-    with pytest.raises(MbrError, match=r"results cannot be written there \(.*another --out"):
+    with pytest.raises(MbrError, match=r"results cannot be written there \(.*another folder"):
         batch_program(videos, tmp_path / name, DEMO_BUNDLE)
     assert (tmp_path / "a file").read_bytes() == b""
 

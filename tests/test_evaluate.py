@@ -436,8 +436,8 @@ def test_missing_and_damaged_logs_are_named(tmp_path: Path) -> None:
     ("labels", "out", "message"),
     [
         ("nosuch", "out", r"--labels .*nosuch: there is no such folder"),
-        (".", "a file", "nothing can be written there .*Not a directory"),
-        (".", "/proc/out", "nothing can be written there"),
+        (".", "a file", "results cannot be written there .*it is a file"),
+        (".", "/proc/out", "results cannot be written there"),
     ],
 )
 def test_folders_are_looked_at_before_the_truth(tmp_path: Path, labels: str, out: str, message: str) -> None:

@@ -151,7 +151,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(
 def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path: Path, place: str) -> None:
     places = {"out": tmp_path / "out", "logs": tmp_path / "logs", place: Path("/proc/nothing/at/all")}
     plan = written(tmp_path / "tiny.toml", TINY)
-    with pytest.raises(MbrError, match="nothing can be written there"):
+    with pytest.raises(MbrError, match="results cannot be written there"):
         train(plan, progress=lambda *_: pytest.fail("it has begun"), cache=tmp_path / "cache", **places)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.toml"]
 

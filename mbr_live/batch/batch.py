@@ -9,19 +9,19 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from mbr_live.ahead import Ahead
-from mbr_live.appending import writable
 from mbr_live.bundle import Bundle
 from mbr_live.drift import Drift, Glance, glance_at, reference_of
 from mbr_live.engines.protocol import Engine
 from mbr_live.label_log import LABELS_SUFFIX, gap_ranges, read_labels
 from mbr_live.label_segments import closed_segments, segment_folder
 from mbr_live.pipeline import Features, Hindsight, LaneState, Pipeline, Seen, SightState
+from mbr_live.places import writing_into
 from mbr_live.sinks import BOUTS_SUFFIX, PART_SUFFIX, RUN_SUFFIX, RunManifest, SessionLog, read_run, versions, write_run
 from mbr_live.types import Decision, Frame, MbrError, SourceFrame
 from mbr_live.video.sources import JOURNAL_SUFFIX, JoinedFiles, Recording, Source, VideoFile, sampled
@@ -85,23 +85,6 @@ def _of_folder(path: Path) -> MbrError:
     return MbrError(f"{path}: this is a folder; {found}. Give the recordings in it, such as {path / '*.mp4'}.")
 
 
-def check_writable(out: Path) -> None:
-    """MbrError where no results can be written into `out`; nothing is left behind."""
-    with _writing(out):
-        writable(out)
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise MbrError(
-            f"{out}: results cannot be written there ({error.strerror or error}). Check the name, its permissions and "
-            "the room on the disk, or give another --out."
-        ) from error
-
-
 def run_job(
     job: Job,
     out: Path,
@@ -121,7 +104,7 @@ def run_job(
     windows = {job.name: window_px} if window_px else None
     pipeline = Pipeline(bundle.manifest, engine, windows)
     try:
-        with _writing(out):
+        with writing_into(out):
             out.mkdir(parents=True, exist_ok=True)
             log = SessionLog.create(labels, bouts, bundle.manifest)
         with closing(log):
@@ -150,7 +133,7 @@ def run_job(
             timings=_timings(log, time.monotonic() - wall_s, time.process_time() - cpu_s),
         )
         _refuse_live_session(out, job.name)  # one may have begun meanwhile
-        with _writing(out):
+        with writing_into(out):
             write_run(manifest, run)
             for part, final in zip(parts, finals, strict=True):
                 part.replace(final)

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mbr_live.batch.batch import Job, Replayed, check_writable, jobs_of
+from mbr_live.batch.batch import Job, Replayed, jobs_of
 from mbr_live.batch.workers import Labeller, labelled
 from mbr_live.bundle import load_bundle
 from mbr_live.engines.choice import cores, kind_of
+from mbr_live.places import check_writable
 from mbr_live.progress import bars
 from mbr_live.sinks import RunManifest, read_run
 from mbr_live.types import DEFAULT_ENGINE, EngineWish, MbrError

@@ -25,7 +25,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-from mbr_live.appending import writable
 from mbr_live.bundle import Bundle, check_live, load_bundle
 from mbr_live.cameras.calibration import load_calibration, load_reference
 from mbr_live.cameras.live_camera import LiveCamera
@@ -36,6 +35,7 @@ from mbr_live.engines.parity import one_frame, timed_s
 from mbr_live.keys import load_keys
 from mbr_live.label_log import LABELS_SUFFIX, last_frame
 from mbr_live.live.holding import INFERENCE, capture_of, refuse_held
+from mbr_live.places import writable
 from mbr_live.sinks import RUN_SUFFIX, left_run
 from mbr_live.triggers.output import check_outputs
 from mbr_live.types import RATE_FPS, EngineKind, MbrError
