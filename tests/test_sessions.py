@@ -22,7 +22,7 @@ from mbr_live.live.holding import held
 from mbr_live.live.infer import infer
 from mbr_live.live.lane import Lane
 from mbr_live.pipeline import Pipeline
-from mbr_live.sinks import RunManifest, read_run, write_atomically
+from mbr_live.sinks import RunManifest, read_run, write_atomically, write_run
 from mbr_live.types import TICK_NS, Decision, MbrError, Status
 from mbr_live.wire import CaptureCounts, Heartbeat
 
@@ -75,6 +75,16 @@ def retrained(demo_bundle: Bundle, tmp_path: Path) -> Bundle:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "name": "autumn"}))
     return load_bundle(folder)
+
+
+def test_no_session_goes_on_with_the_labels_of_a_recording(session: Config) -> None:
+    path = session.out / "cage.run.json"
+    write_run(path, read_run(path).model_copy(update={"mode": "batch"}))
+    before = contents(session.out)
+    with pytest.raises(MbrError, match=r"cage\.labels\.csv: these are the labels of a recording.*another `out`"):
+        infer(session)
+    assert contents(session.out) == before
+    assert found_of_bundle(session) == "error"
 
 
 def test_a_session_goes_on_with_its_model_alone(session: Config, retrained: Bundle) -> None:

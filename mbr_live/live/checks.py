@@ -98,18 +98,22 @@ def _bundle(config: Config) -> Iterator[Finding]:
     try:
         bundle = load_bundle(config.bundle)
         check_live(bundle)
-        refuse_other_bundle(config, bundle)
+        refuse_other_labels(config, bundle)
     except MbrError as error:
         yield Finding("error", "bundle", str(error))
     else:
         yield Finding("ok", "bundle", f"{bundle.manifest.name}, {bundle.sha256[:12]}")
 
 
-def refuse_other_bundle(config: Config, bundle: Bundle) -> None:
-    """MbrError where labels are there, and would be gone on with, that another bundle made: a log is of one model."""
+def refuse_other_labels(config: Config, bundle: Bundle) -> None:
+    """MbrError where labels that would be gone on with are of no live session, or of one with another bundle."""
     for camera in config.camera:
         labels, path = (config.out / f"{camera.name}{suffix}" for suffix in (LABELS_SUFFIX, RUN_SUFFIX))
         run = left_run(path) if last_frame(labels) >= 0 else None
+        if run is not None and run.mode != "live":
+            raise MbrError(
+                f"{labels}: these are the labels of a recording, with which no live session goes on. Set another `out`."
+            )
         if run is not None and run.bundle_sha256 != bundle.sha256:
             raise MbrError(
                 f"{labels}: its labels are of the bundle {run.bundle} ({run.bundle_sha256[:12]}), {bundle.path} is "
@@ -138,7 +142,7 @@ def _engine(config: Config) -> Iterator[Finding]:
     try:
         bundle = load_bundle(config.bundle)
         check_live(bundle)
-        refuse_other_bundle(config, bundle)
+        refuse_other_labels(config, bundle)
     except MbrError:
         return  # `bundle` has said so
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:

@@ -30,7 +30,7 @@ from mbr_live.engines.choice import open_live_engine
 from mbr_live.keys import load_keys
 from mbr_live.live.arrivals import Arrival, Eye, RefusedFrame, SeenFrame, arrivals
 from mbr_live.live.backlog import Labelled
-from mbr_live.live.checks import recorded_engine, refuse_other_bundle
+from mbr_live.live.checks import recorded_engine, refuse_other_labels
 from mbr_live.live.holding import INFERENCE, held
 from mbr_live.live.lane import Lane, Timing
 from mbr_live.pipeline import Features, Pipeline
@@ -56,7 +56,7 @@ def infer(config: Config) -> None:
     """
     bundle = load_bundle(config.bundle)
     check_live(bundle)
-    refuse_other_bundle(config, bundle)
+    refuse_other_labels(config, bundle)
     keys = load_keys(config.wire.keys)
     config.out.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)  # the networks and the captures have use for the other cores
