@@ -7,6 +7,7 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from mbr_live.label_log import label_rows, last_frame, read_labels
 from mbr_live.label_segments import PERIOD_NS, closed_segments, first_frame_of, in_periods
 from mbr_live.live.run import System
 from mbr_live.sinks import SessionLog, cut_torn_row
+from mbr_live.store import parquet
 from mbr_live.store.loading import store_folder
 from mbr_live.store.parquet import convert_folder, table_of, text_of
 from mbr_live.store.tables import TotalRow, open_store
@@ -235,6 +237,26 @@ def test_parquet_says_what_the_text_says(lines: list[tuple[str, int, tuple[int, 
         known = f"{x / 10:.1f},{x / 20:.1f},{p / 1e6:.6f},{q / 1e6:.6f},1,0" if status == "ok" else ",,,,-1,-1"
         text += f"{n},{3 * n},{1_700_000_000_000_000_000 + n * TICK_NS},{status},{known}\n"
     assert text_of(table_of(text)) == text
+
+
+@pytest.mark.parametrize("rows", [0, 1, 6, 7, 8, 20])
+def test_parquet_is_made_some_rows_at_a_time(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "ROWS_AT_ONCE", 7)
+    segment = tmp_path / "cage.labels" / "0000000000.csv"
+    segment.parent.mkdir()
+    text = "frame,source_frame,time_ns,status,x_px,y_px,p_grooming,grooming\n"
+    known, unknown = "ok,1.0,2.0,0.500000,1", "lost,,,,-1"
+    text += "".join(f"{n},{3 * n},{n * TICK_NS},{known if n % 3 else unknown}\n" for n in range(rows))
+    segment.write_text(text)
+    (made,) = convert_folder(tmp_path)
+    assert text_of(pq.read_table(made)) == text
+    with pq.ParquetFile(made) as file:
+        assert rows == 0 or file.num_row_groups == -(-rows // 7)
+    segment.write_text(text + "9,9,9,ok,1,2,0.5,1\n")  # not as the program writes them
+    made.unlink()
+    with pytest.raises(MbrError, match="would not say the same"):
+        list(convert_folder(tmp_path))
+    assert [path.name for path in segment.parent.iterdir()] == [segment.name]
 
 
 def test_a_live_session_crosses_the_hour(tmp_path: Path) -> None:

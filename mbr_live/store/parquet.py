@@ -1,7 +1,7 @@
 """Closed segments of label logs as Parquet, for analysis: the same rows, beside the CSV, which stays the truth.
 
 A segment is read back and written as text again before its Parquet file gets its name: it says what the CSV says, to
-the byte.
+the byte. All of it is done an hour at a time, so that a day of a camera takes no more memory.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from mbr_live.label_segments import SEGMENT_SUFFIX, first_frame_of
 from mbr_live.types import MbrError
 
 PARQUET_SUFFIX = ".parquet"
+ROWS_AT_ONCE = 36_000  # an hour
 _WHOLE = ("frame", "source_frame", "time_ns")
 
 
@@ -34,15 +36,39 @@ def convert_folder(folder: Path) -> Iterator[Path]:
 
 def convert(segment: Path, made: Path) -> None:
     """Write one segment as Parquet. MbrError, and nothing is left, where it would not say the same."""
-    text = segment.read_text()
     part = made.with_name(made.name + ".part")
     try:
-        pq.write_table(table_of(text), part, compression="zstd")
-        if text_of(pq.read_table(part)) != text:
+        _write(segment, part)
+        if not _says_the_same(part, segment):
             raise MbrError(f"{segment}: as Parquet it would not say the same. Was the file edited? The CSV stays.")
         part.replace(made)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _blocks(segment: Path) -> Iterator[str]:
+    """The rows of a label log, some at a time, below its header; of a log without rows the header."""
+    with segment.open() as lines:
+        header, block = next(lines, ""), list(islice(lines, ROWS_AT_ONCE))
+        yield header + "".join(block)
+        while block := list(islice(lines, ROWS_AT_ONCE)):
+            yield header + "".join(block)
+
+
+def _write(segment: Path, part: Path) -> None:
+    tables = map(table_of, _blocks(segment))
+    first = next(tables)
+    with pq.ParquetWriter(part, first.schema, compression="zstd") as writer:
+        for table in chain((first,), tables):
+            writer.write_table(table, row_group_size=ROWS_AT_ONCE)
+
+
+def _says_the_same(part: Path, segment: Path) -> bool:
+    with pq.ParquetFile(part) as file:
+        # A file without rows may have no group of them.
+        tables = map(file.read_row_group, range(file.num_row_groups)) if file.num_row_groups else iter([file.read()])
+        texts = map(text_of, tables)
+        return all(text == block for text, block in zip_longest(texts, _blocks(segment)))
 
 
 def table_of(text: str) -> pa.Table:
