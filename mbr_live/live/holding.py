@@ -1,17 +1,13 @@
-"""Who works in a folder: one inference process, and one capture for each camera. Two of them would mix their rows.
-
-The lock is the operating system's, so it ends with the process that has it, however that ends; its file stays.
-"""
+"""Who works in a folder: one inference process, and one capture for each camera. Two of them would mix their rows."""
 
 from __future__ import annotations
 
-import fcntl
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from mbr_live.types import MbrError
+from mbr_live.locks import locked
 
 INFERENCE = "inference"
 
@@ -27,15 +23,14 @@ def capture_of(camera: str) -> str:
 def held(out: Path, work: str) -> Iterator[None]:
     """Keep every other process from the same work in the folder, which is there. MbrError where one has it already."""
     path = _lock_file(out, work)
+    refusal = (
+        f"{out}: another process has the {work} of this folder already, and the two would mix their rows. Stop that "
+        "one, or use another folder (out)."
+    )
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(path.open("a"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise MbrError(
-                f"{out}: another process has the {work} of this folder already, and the two would mix their rows. "
-                "Stop that one, or use another folder (out)."
-            ) from error
+            stack.enter_context(locked(path, refusal))
+            stack.callback(_delete, path)
         except OSError as error:  # a network drive, a full disk: labels come first
             _log.warning("%s: cannot be locked (%s), so nothing keeps a second process out", path, error.strerror)
         yield
@@ -50,3 +45,10 @@ def refuse_held(out: Path, work: str) -> None:
 
 def _lock_file(out: Path, work: str) -> Path:
     return out / f".{work}.lock"
+
+
+def _delete(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("%s: stays, though nobody has it (%s)", path, error.strerror)

@@ -5,10 +5,9 @@ Features are named by all that they depend on, and what a killed training has co
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +18,7 @@ from mbr_live.bundle import FEATURES, Bundle
 from mbr_live.datasets.augmentation import Change
 from mbr_live.datasets.dataset import key_of
 from mbr_live.engines.openvino_engine import name_in
-from mbr_live.types import MbrError
+from mbr_live.locks import locked
 
 COMPUTED_BY = ("engines/openvino_engine.py", "engines/protocol.py", "datasets/augmentation.py")
 """The modules that features depend on, beside those that crops do; a change of one of them makes these anew."""
@@ -78,30 +77,9 @@ def alone(path: Path, refusal: str | None = None) -> Iterator[BinaryIO]:
     Another that wants it waits or, given a `refusal`, gets that as an MbrError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path, refusal) as stream:
+    with locked(path, refusal) as stream:
         yield stream
         path.unlink(missing_ok=True)
-
-
-def _locked(path: Path, refusal: str | None) -> BinaryIO:
-    while True:
-        with ExitStack() as stack:
-            stream = stack.enter_context(path.open("ab"))
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
-            except BlockingIOError as error:
-                raise MbrError(refusal) from error
-            if _is_at(path, stream):
-                stack.pop_all()
-                return stream
-
-
-def _is_at(path: Path, stream: BinaryIO) -> bool:
-    """Whether an open file is still there: who had it before has deleted it."""
-    try:
-        return os.path.samestat(os.fstat(stream.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def save_array(path: Path, array: NDArray[np.generic]) -> None:
