@@ -194,7 +194,8 @@ def test_a_session_goes_on_with_its_engine_alone(box_video: Path, int8_bundle: B
 def test_one_folder_with_sessions_of_two_engines(box_video: Path, tmp_path: Path) -> None:
     done = mbr_live("batch", box_video, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
-    run = json.loads((tmp_path / "box.run.json").read_text())
+    run = {**json.loads((tmp_path / "box.run.json").read_text()), "mode": "live"}
+    (tmp_path / "box.run.json").write_text(json.dumps(run))
     (tmp_path / "other.run.json").write_text(json.dumps({**run, "engine": "torch 2.14.1 cpu f32"}))
     config: Config = system_config(tmp_path, played(box_video), played(box_video, name="other"))
     with pytest.raises(MbrError, match=r"several engines \(box.run.json: openvino-f32, other.run.json: torch\)"):
