@@ -91,7 +91,8 @@ def count_triggers(outcome: Outcome, config: Config, ear: Ear, deaf: Deaf, recei
     unseen = 0
     decided_ids: set[str] = set()
     for camera in (camera.name for camera in config.camera):
-        session = json.loads((config.out / f"{camera}{SUMMARY_SUFFIX}").read_text())["session"]
+        summary = json.loads((config.out / f"{camera}{SUMMARY_SUFFIX}").read_text())
+        session, late = summary["session"], summary["late_labels"]
         receipts = list(read_receipts(config.out / f"{camera}{TRIGGERS_SUFFIX}"))
         on = {(row["trigger"], int(row["frame"])) for row in receipts if _is(row, "decided", "on")}
         skipped = {(row["trigger"], int(row["frame"])) for row in receipts if row["what"] == "skipped"}
@@ -100,7 +101,8 @@ def count_triggers(outcome: Outcome, config: Config, ear: Ear, deaf: Deaf, recei
         for trigger, frame in events - on - skipped:
             if _was_heard(ear, deaf, camera, frame):
                 outcome.triggers_lost += 1
-                outcome.notes.append(f"no receipt of {trigger} at {frame}")
+                how = f"{_how_heard(ear, camera, frame)}, {late} labels were late at the output process"
+                outcome.notes.append(f"no receipt of {trigger} at {frame}: {how}")
             else:
                 unseen += 1
         decided_ids |= {
@@ -117,6 +119,13 @@ def count_triggers(outcome: Outcome, config: Config, ear: Ear, deaf: Deaf, recei
         outcome.notes.append(f"{unseen} events while labels were stale or nobody heard them: not fired, as promised")
     if twice:
         outcome.notes.append(f"{twice} messages delivered twice, under the same id")
+
+
+def _how_heard(ear: Ear, camera: str, frame: int) -> str:
+    before, now = (ear.heard(camera, index) for index in (frame - 1, frame))
+    if before is None or now is None:
+        return "not heard"
+    return f"heard {before.age_s:.2f} and {now.age_s:.2f} s old, {now.at_s - before.at_s:.2f} s apart"
 
 
 def count_pulses(outcome: Outcome, config: Config, box: SimulatedBox) -> None:
