@@ -418,6 +418,13 @@ def test_jaaba_labels_leave_the_rest_unlabelled(tmp_path: Path, savemat: Callabl
     assert [each.kind for each in read(tmp_path / "longer.mat")[1]] == ["too_many_frames"]
 
 
+def test_a_matlab_file_of_a_format_that_is_not_read(tmp_path: Path) -> None:
+    header = b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(116) + bytes(8) + (0x0200).to_bytes(2, "little") + b"IM"
+    (tmp_path / "labels.mat").write_bytes(header.ljust(512, b"\0") + b"\x89HDF\r\n")
+    (finding,) = read(tmp_path / "labels.mat")[1]
+    assert finding.kind == "invalid_format" and "format 7.3" in finding.text and "-v7" in finding.text
+
+
 def test_jaaba_file_of_two_animals_or_of_nothing(tmp_path: Path, savemat: Callable[..., None]) -> None:
     scores = {"t0s": cell([1.0], [2.0]), "t1s": cell([2.0], [3.0]), "scores": cell(np.zeros(9), np.zeros(9))}
     savemat(tmp_path / "two.mat", {"allScores": scores, "behaviorName": "Grooming"})

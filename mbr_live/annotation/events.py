@@ -26,6 +26,7 @@ from mbr_live.annotation.tables import (
 )
 from mbr_live.types import UNKNOWN, MbrError
 
+_HDF5 = 2  # version of a MATLAB file that is not of MATLAB's own format
 _NO_BEHAVIOUR = "none"  # JAABA: the name of a bout that shows nothing
 _NO_MEDIA = ("", "na", "live")  # BORIS: what stands for the video of an observation without one
 
@@ -116,14 +117,13 @@ def read_jaaba_labels(path: Path) -> LabelTable:
 def load_mat(path: Path) -> dict[str, Any]:
     """The variables of a MATLAB file."""
     try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
+        from scipy.io.matlab import MatReadError, loadmat, matfile_version
     except ModuleNotFoundError as error:
         raise MbrError(f"{path}: to read .mat files, run: pip install 'mbr-live[train]'") from error
     try:
+        if matfile_version(path)[0] == _HDF5:
+            raise MbrError(f"{path}: this is MATLAB's format 7.3. In MATLAB, load it and save it with '-v7'.")
         content: dict[str, Any] = loadmat(path)
-    except NotImplementedError as error:
-        raise MbrError(f"{path}: this is MATLAB's format 7.3. In MATLAB, load it and save it with '-v7'.") from error
     except (OSError, ValueError, TypeError, MatReadError) as error:
         raise MbrError(f"{path}: this MATLAB file cannot be read ({error}). Copy or save it again.") from error
     return content
