@@ -194,6 +194,8 @@ def open_log(
     """
     path, summary_path = out / f"{camera}{TRIGGERS_SUFFIX}", out / f"{camera}{SUMMARY_SUFFIX}"
     summary = template.model_copy(update={"camera": camera, "session": secrets.token_hex(6)})
+    if path.exists():
+        cut_torn_row(path)
     resumed = _was_begun(path, summary_path)
     if resumed:
         before = _read_summary(summary_path) or summary
@@ -216,10 +218,8 @@ def _was_begun(path: Path, summary_path: Path) -> bool:
 
     A process that was killed as it began leaves a header, or a part of one, and no summary: nothing was decided yet.
     """
-    if not path.exists():
-        return False
-    cut_torn_row(path)
-    return path.stat().st_size > 0 and (summary_path.exists() or any(read_receipts(path)))
+    is_there = path.exists() and path.stat().st_size > 0
+    return is_there and (summary_path.exists() or any(read_receipts(path)))
 
 
 def _nothing(rules: Sequence[TriggerRule]) -> Past:
