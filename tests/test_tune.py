@@ -17,9 +17,9 @@ optuna = pytest.importorskip("optuna", reason="tuning needs the extra `train`")
 
 from live import mbr_live  # noqa: E402
 
-from mbr_live.bundle import TEMPORAL  # noqa: E402
 from mbr_live.datasets.dataset import read_dataset  # noqa: E402
 from mbr_live.datasets.search_space import Range, TuneSettings  # noqa: E402
+from mbr_live.manifest import TEMPORAL  # noqa: E402
 from mbr_live.training import tune as tuning  # noqa: E402
 from mbr_live.training.candidates import candidate, write_candidate  # noqa: E402
 from mbr_live.training.train import train  # noqa: E402
@@ -89,8 +89,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("lines", "said"),
     [
-        ('"training.sequence_stepps" = [1]', r"training\.sequence_stepps = 1: training\.sequence_stepps: Extra"),
-        ('"model.temporal.width" = [8, 9]', r"model\.temporal\.width = 8: .*Extra inputs"),
+        ('"training.sequence_stepps" = [1]', r"training\.sequence_stepps = 1: training\.sequence_stepps: is not a key"),
+        ('"model.temporal.width" = [8, 9]', r"model\.temporal\.width = 8: .*is not a key"),
         ('"model.temporal.channels" = [8, "many"]', r"model\.temporal\.channels = 'many'"),
         ('"training.seed.more" = [1]', r"training\.seed\.more = 1: there is no such setting"),
         (

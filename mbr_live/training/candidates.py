@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from mbr_live.datasets.dataset import Dataset, read_dataset
 from mbr_live.datasets.search_space import TUNABLE, TuneSettings, Values, with_values
 from mbr_live.datasets.settings import Unfit
+from mbr_live.mistakes import mistakes
 from mbr_live.sinks import write_atomically
 from mbr_live.types import MbrError
 
@@ -40,12 +41,13 @@ def candidate(plan: Dataset, values: Values) -> Dataset:
     """The dataset with other settings, and nothing more to tune; Unfit where they do not go together."""
     sections = {name: getattr(plan, name).model_dump(mode="json") for name in TUNABLE}
     try:
-        return plan.with_sections(with_values(sections, values) | {"tune": None})
+        chosen = with_values(sections, values)
     except KeyError as error:
         raise Unfit(f"there is no such setting ({error.args[0]})") from error
+    try:
+        return plan.with_sections(chosen | {"tune": None})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise Unfit(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise Unfit("; ".join(mistakes(chosen, error))) from error
 
 
 def write_candidate(file: Path, plan: Dataset, dataset_file: Path, values: Values) -> None:
