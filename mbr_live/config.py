@@ -13,7 +13,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from mbr_live.label_segments import Rotation
 from mbr_live.mistakes import mistakes
-from mbr_live.trigger_config import Output, Trigger, Watchdog, anchored_output, anchored_trigger, check_names, named
+from mbr_live.names import CameraName
+from mbr_live.trigger_config import Output, Trigger, Watchdog, anchored_output, anchored_trigger, check_names
 from mbr_live.types import DEFAULT_ENGINE, EngineWish, MbrError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -52,7 +53,6 @@ def _network(*schemes: str) -> Callable[[str], str]:
     return checked
 
 
-camera_name = named("._-")
 Endpoint = Annotated[str, AfterValidator(_address)]
 
 
@@ -149,7 +149,7 @@ class Loss(_Section):
 class Camera(_Section):
     """One camera: where its frames come from, and what belongs to it."""
 
-    name: Annotated[str, AfterValidator(camera_name), Field(max_length=64)]
+    name: CameraName
     source: Annotated[CameraSource, Field(discriminator="kind")]
     stall_s: Annotated[float, Field(ge=0.5, le=60)] = 2.0  # without a frame for so long, it is opened anew
     record: Literal["off", "h264", "lossless"] = "off"  # keep the 10 fps frames

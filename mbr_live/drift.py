@@ -26,7 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mbr_live.bundle import REFERENCE, Bundle
+from mbr_live.bundle import Bundle
+from mbr_live.manifest import REFERENCE
 from mbr_live.pipeline import Seen
 from mbr_live.stages.background import search_stride
 from mbr_live.stages.locate import LocateState

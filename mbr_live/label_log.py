@@ -14,8 +14,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
-from mbr_live.bundle import Manifest
 from mbr_live.label_segments import closed_segments, first_frame_of
+from mbr_live.manifest import Manifest
 from mbr_live.types import TICK_NS, Decision, MbrError, Status
 
 LABELS_SUFFIX = ".labels.csv"

@@ -27,9 +27,10 @@ def _words(document: Any, mistake: ErrorDetails) -> str:
         return f"{key}: is not a key that this program knows"
     if mistake["type"] == "missing":
         return f"{key}: is missing"
+    found, text = repr(mistake["input"]), mistake["msg"].removeprefix("Value error, ")
     # A whole table says nothing that the message does not.
-    value = "" if isinstance(mistake["input"], dict) else f" (found {mistake['input']!r:.80})"
-    return f"{key}: {mistake['msg'].removeprefix('Value error, ')}{value}"
+    is_told = isinstance(mistake["input"], dict) or found in text
+    return f"{key}: {text}" if is_told else f"{key}: {text} (found {found:.80})"
 
 
 def _key(document: Any, place: Sequence[str | int]) -> str:

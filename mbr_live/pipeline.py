@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbr_live.bundle import Manifest
 from mbr_live.engines.protocol import Engine
+from mbr_live.manifest import Manifest
 from mbr_live.stages import locate
 from mbr_live.stages.blindness import BlindState, is_blind
 from mbr_live.stages.decide import Rule, RuleState, decide, fresh_rule_states

@@ -25,7 +25,6 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mbr_live.appending import Unwritable, append
-from mbr_live.bundle import Manifest
 from mbr_live.checkpoints import Beginning, Checkpoint, CheckpointFolder, Place, RecognisedRows
 from mbr_live.label_log import (
     LabelRow,
@@ -39,6 +38,7 @@ from mbr_live.label_log import (
     rows_of_file,
 )
 from mbr_live.label_segments import LabelFile, Rotation, closed_segments, first_frame_of
+from mbr_live.manifest import Manifest
 from mbr_live.processes import notify
 from mbr_live.stages.decide import Bout, BoutState, end_bout, follow_bout
 from mbr_live.types import RATE_FPS, TICK_NS, UNKNOWN, Decision, MbrError, Status

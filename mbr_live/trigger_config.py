@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import time
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -11,21 +10,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from mbr_live.names import TriggerName
+
 PULSED = ("onset", "offset", "lasting")
 
-
-def named(signs: str) -> Callable[[str], str]:
-    """A check of a name, which becomes part of names of files: letters, digits and some signs."""
-
-    def checked(name: str) -> str:
-        if not re.fullmatch(f"[A-Za-z0-9][A-Za-z0-9{re.escape(signs)}]*", name):
-            raise ValueError(f"expected letters from A to Z, digits and {' '.join(signs)}, no sign first")
-        return name
-
-    return checked
-
-
-Name = Annotated[str, AfterValidator(named("_-")), Field(max_length=64)]
 Behaviours = tuple[Annotated[str, Field(max_length=40)], ...]
 Duration = Annotated[float, Field(gt=0, le=3600)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -76,13 +64,13 @@ class Yoked(Section):
     """The trials of another session, to be repeated at the same times of this one."""
 
     log: Path  # a .triggers.csv
-    trigger: Name
+    trigger: TriggerName
 
 
 class Trigger(Section):
     """One trigger of one camera."""
 
-    name: Name
+    name: TriggerName
     camera: str
     when: Literal["onset", "offset", "while", "lasting", "yoked"]
     all: Behaviours = ()
@@ -98,7 +86,7 @@ class Trigger(Section):
     sham: Sham | None = None
     yoked: Yoked | None = None
     dry_run: bool = False
-    outputs: tuple[Name, ...]
+    outputs: tuple[TriggerName, ...]
 
     @model_validator(mode="after")
     def _keys_fit(self) -> Self:
@@ -126,7 +114,7 @@ class SerialOutput(Section):
     """A line of a TTL box on a serial port (docs/mbr_ttl/mbr_ttl.ino)."""
 
     kind: Literal["serial"]
-    name: Name
+    name: TriggerName
     port: str
     line: Annotated[int, Field(ge=0, le=9)]
     baud: Literal[9600, 57600, 115200, 230400, 500000, 1000000] = 115200
@@ -136,7 +124,7 @@ class GpioOutput(Section):
     """A pin of this machine."""
 
     kind: Literal["gpio"]
-    name: Name
+    name: TriggerName
     pin: int | str
     active_high: bool = True
 
@@ -145,7 +133,7 @@ class OpenEphysOutput(Section):
     """A TTL line of the Network Events plugin of the Open Ephys GUI."""
 
     kind: Literal["open_ephys"]
-    name: Name
+    name: TriggerName
     host: str = "127.0.0.1"
     port: Port = 5556
     line: Annotated[int, Field(ge=1, le=256)]
@@ -155,7 +143,7 @@ class LslOutput(Section):
     """A stream of markers in the Lab Streaming Layer."""
 
     kind: Literal["lsl"]
-    name: Name
+    name: TriggerName
     stream: Annotated[str, Field(min_length=1, max_length=100)] = "mbr-live"
     shams: bool = False
 
@@ -164,7 +152,7 @@ class MqttOutput(Section):
     """Messages to an MQTT broker."""
 
     kind: Literal["mqtt"]
-    name: Name
+    name: TriggerName
     host: str
     port: Port = 1883
     topic: Annotated[str, Field(pattern=r"^[^#+\x00]+$", max_length=200)] = "mbr-live"
@@ -178,7 +166,7 @@ class WebhookOutput(Section):
     """HTTP POST of every trigger."""
 
     kind: Literal["webhook"]
-    name: Name
+    name: TriggerName
     url: Annotated[str, Field(pattern=r"^https?://[^/\s]+", max_length=2000)]
     token_file: Path | None = None  # its content is sent as a bearer token
     timeout_s: Annotated[float, Field(ge=0.1, le=60)] = 5.0
@@ -189,7 +177,7 @@ class OscOutput(Section):
     """OSC messages over UDP, such as Bonsai takes."""
 
     kind: Literal["osc"]
-    name: Name
+    name: TriggerName
     host: str = "127.0.0.1"
     port: Port
     address: Annotated[str, Field(pattern=r"^/[!-~]+$", max_length=100)] = "/mbr/trigger"
@@ -200,7 +188,7 @@ class ZeromqOutput(Section):
     """Messages on a PUB socket that this process binds on this machine."""
 
     kind: Literal["zeromq"]
-    name: Name
+    name: TriggerName
     endpoint: Annotated[str, Field(pattern=r"^(tcp://127\.0\.0\.1:[1-9]\d{0,4}|ipc://.+)$")]
     shams: bool = False
 

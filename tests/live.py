@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from mbr_live.bundle import Manifest
 from mbr_live.config import DEMO_BUNDLE, Camera, Config, Simulated, VideoSource, Wire
 from mbr_live.label_log import LabelRow
+from mbr_live.manifest import Manifest
 from mbr_live.sinks import BOUTS_HEADER, BoutFollower, bout_row
 from mbr_live.stages.decide import Bout
 from mbr_live.wire import free_endpoint

@@ -13,19 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mbr_live.bundle import (
-    CARD,
-    FEATURES,
-    FEATURES_INT8,
-    TEMPORAL,
-    Behaviour,
-    Bundle,
-    Int8Card,
-    Manifest,
-    TrainingCard,
-    load_bundle,
-    write_bundle,
-)
+from mbr_live.bundle import Bundle, load_bundle, write_bundle
+from mbr_live.manifest import CARD, FEATURES, FEATURES_INT8, TEMPORAL, Behaviour, Int8Card, Manifest, TrainingCard
 from mbr_live.types import MbrError
 
 CONTENTS = {FEATURES: b"features" * 100, TEMPORAL: b"temporal" * 10, CARD: b"# a card\n"}

@@ -14,8 +14,9 @@ from live import mbr_live
 pytest.importorskip("onnxruntime", reason="training is not installed: pip install 'mbr-live[train]'")
 
 from mbr_live.annotation.marks import Annotations
-from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, REFERENCE, TEMPORAL, Bundle, load_bundle, write_bundle
+from mbr_live.bundle import Bundle, load_bundle, write_bundle
 from mbr_live.drift import Histogram, Reference, bins_of, reference_of
+from mbr_live.manifest import CARD, FEATURES, FEATURES_INT8, REFERENCE, TEMPORAL
 from mbr_live.quantisation import calibrate as module
 from mbr_live.quantisation.calibrate import (
     Cost,

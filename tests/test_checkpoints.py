@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mbr_live import sinks
-from mbr_live.bundle import Bundle, Manifest
+from mbr_live.bundle import Bundle
 from mbr_live.label_log import gap_ranges, read_labels
 from mbr_live.label_segments import PERIOD_NS, closed_segments
+from mbr_live.manifest import Manifest
 from mbr_live.sinks import SessionLog
 from mbr_live.types import TICK_NS, UNKNOWN, Decision, MbrError, Status
 

@@ -20,7 +20,7 @@ from live import mbr_live, system_config  # noqa: E402
 
 from mbr_live import drift  # noqa: E402
 from mbr_live.batch.batch import Job, run_job  # noqa: E402
-from mbr_live.bundle import CARD, REFERENCE, TEMPORAL, Bundle, load_bundle, write_bundle  # noqa: E402
+from mbr_live.bundle import Bundle, load_bundle, write_bundle  # noqa: E402
 from mbr_live.config import Camera  # noqa: E402
 from mbr_live.datasets.dataset import Dataset, read_dataset  # noqa: E402
 from mbr_live.drift import Drift, Histogram, Reference, counts_of, distance, glance_at, reference_of  # noqa: E402
@@ -30,6 +30,7 @@ from mbr_live.evaluation.evaluate import evaluate  # noqa: E402
 from mbr_live.evaluation.program import truths  # noqa: E402
 from mbr_live.live.backlog import Labelled  # noqa: E402
 from mbr_live.live.lane import Lane  # noqa: E402
+from mbr_live.manifest import CARD, REFERENCE, TEMPORAL  # noqa: E402
 from mbr_live.monitoring.watch_state import WatchedCamera  # noqa: E402
 from mbr_live.monitoring.watch_words import figures_of  # noqa: E402
 from mbr_live.pipeline import Pipeline, SightState  # noqa: E402

@@ -12,8 +12,9 @@ torch = pytest.importorskip("torch", reason="training is not installed: pip inst
 
 from test_bundle import manifest  # noqa: E402
 
-from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, load_bundle, write_bundle  # noqa: E402
+from mbr_live.bundle import Bundle, load_bundle, write_bundle  # noqa: E402
 from mbr_live.engines.openvino_engine import OpenVinoEngine  # noqa: E402
+from mbr_live.manifest import CARD, FEATURES, TEMPORAL  # noqa: E402
 from mbr_live.training.models import Trunk, TrunkConfig, export_onnx  # noqa: E402
 from mbr_live.training.temporal import (  # noqa: E402
     LstmConfig,

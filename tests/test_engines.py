@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
-from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, TEMPORAL, Bundle, load_bundle, write_bundle  # noqa: E402
+from mbr_live.bundle import Bundle, load_bundle, write_bundle  # noqa: E402
 from mbr_live.engines import openvino_engine  # noqa: E402
 from mbr_live.engines.choice import engine_of, gpu_precision, kind_of  # noqa: E402
 from mbr_live.engines.gpu_probe import probe_gpus  # noqa: E402
@@ -22,6 +22,7 @@ from mbr_live.engines.plans import plan_folder  # noqa: E402
 from mbr_live.engines.protocol import Engine  # noqa: E402
 from mbr_live.engines.tensorrt_build import build_in_child  # noqa: E402
 from mbr_live.engines.torch_engine import TorchEngine  # noqa: E402
+from mbr_live.manifest import CARD, FEATURES, FEATURES_INT8, TEMPORAL  # noqa: E402
 from mbr_live.pipeline import Pipeline  # noqa: E402
 from mbr_live.quantisation.calibrate import Given, Labelled, cost_of, label  # noqa: E402
 from mbr_live.types import EngineKind, Frame, MbrError  # noqa: E402

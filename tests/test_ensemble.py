@@ -16,16 +16,7 @@ from live import mbr_live  # noqa: E402
 from test_bundle import manifest  # noqa: E402
 
 from mbr_live.batch.batch import Job, run_job  # noqa: E402
-from mbr_live.bundle import (  # noqa: E402
-    CARD,
-    FEATURES,
-    REFERENCE,
-    TEMPORAL,
-    Bundle,
-    check_live,
-    load_bundle,
-    write_bundle,
-)
+from mbr_live.bundle import Bundle, check_live, load_bundle, write_bundle  # noqa: E402
 from mbr_live.datasets.dataset import read_dataset  # noqa: E402
 from mbr_live.engines.openvino_engine import OpenVinoEngine  # noqa: E402
 from mbr_live.engines.protocol import Engine  # noqa: E402
@@ -34,6 +25,7 @@ from mbr_live.evaluation.comparison import LabelFolder  # noqa: E402
 from mbr_live.evaluation.evaluate import evaluate  # noqa: E402
 from mbr_live.evaluation.program import truths  # noqa: E402
 from mbr_live.label_log import read_labels  # noqa: E402
+from mbr_live.manifest import CARD, FEATURES, REFERENCE, TEMPORAL  # noqa: E402
 from mbr_live.stages.kinematics import ALL, SHAPE, VERSION  # noqa: E402
 from mbr_live.training.ensemble import ensemble  # noqa: E402
 from mbr_live.training.merging import Weights, merge  # noqa: E402

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="training is not installed: pip inst
 timm = pytest.importorskip("timm", reason="training is not installed: pip install 'mbr-live[train]'")
 
 from mbr_live.batch.batch import Job, run_job  # noqa: E402
-from mbr_live.bundle import FEATURES, TEMPORAL, Bundle, load_bundle  # noqa: E402
+from mbr_live.bundle import Bundle, load_bundle  # noqa: E402
 from mbr_live.datasets.augmentation import RecordingAugmentation, drawn_change  # noqa: E402
 from mbr_live.datasets.dataset import Dataset, read_dataset  # noqa: E402
 from mbr_live.datasets.extractor_config import PictureSettings  # noqa: E402
@@ -23,6 +23,7 @@ from mbr_live.engines.openvino_engine import OpenVinoEngine  # noqa: E402
 from mbr_live.evaluation.comparison import LabelFolder  # noqa: E402
 from mbr_live.evaluation.evaluate import evaluate  # noqa: E402
 from mbr_live.evaluation.program import truths  # noqa: E402
+from mbr_live.manifest import FEATURES, TEMPORAL  # noqa: E402
 from mbr_live.pipeline import Pipeline  # noqa: E402
 from mbr_live.training import checkpoints, extraction  # noqa: E402
 from mbr_live.training.cache_files import features_file  # noqa: E402

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 pytest.importorskip("sklearn", reason="training is not installed: pip install 'mbr-live[train]'")
 
-from mbr_live.bundle import Behaviour
 from mbr_live.datasets.dataset import read_dataset
 from mbr_live.datasets.settings import BehaviourSpec
 from mbr_live.evaluation import bouts, scoring
+from mbr_live.manifest import Behaviour
 from mbr_live.training import fitting
 from mbr_live.training.fitting import Validated, fit, labels_of, probabilities_of
 from mbr_live.training.probability_calibration import Calibration, fit_calibration

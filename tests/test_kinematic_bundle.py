@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
 from mbr_live.batch.batch import Job, run_job  # noqa: E402
-from mbr_live.bundle import CARD, FEATURES, REFERENCE, TEMPORAL, Bundle, check_live, load_bundle, write_bundle  # noqa: E402
+from mbr_live.bundle import Bundle, check_live, load_bundle, write_bundle  # noqa: E402
 from mbr_live.datasets.dataset import read_dataset, video_files  # noqa: E402
 from mbr_live.datasets.settings import ModelSettings, TrainingSettings  # noqa: E402
 from mbr_live.datasets.temporal_config import LstmConfig, TcnConfig, TemporalConfig, TransformerConfig  # noqa: E402
 from mbr_live.engines.openvino_engine import OpenVinoEngine  # noqa: E402
+from mbr_live.manifest import CARD, FEATURES, REFERENCE, TEMPORAL  # noqa: E402
 from mbr_live.pipeline import LaneState, Pipeline  # noqa: E402
 from mbr_live.stages.kinematics import ALL, ARENA, CHANNELS, SHAPE, VERSION  # noqa: E402
 from mbr_live.training import checkpoints  # noqa: E402

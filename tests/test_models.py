@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
-from mbr_live.bundle import FEATURES, TEMPORAL  # noqa: E402
+from mbr_live.manifest import FEATURES, TEMPORAL  # noqa: E402
 from mbr_live.training.models import Trunk, TrunkConfig, export_onnx  # noqa: E402
 from mbr_live.training.temporal import Tcn, TcnConfig  # noqa: E402
 

@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from live import mbr_live, simulated, system_config
 
-from mbr_live.bundle import FEATURES, Bundle, load_bundle
+from mbr_live.bundle import Bundle, load_bundle
 from mbr_live.config import DEMO_BUNDLE
 from mbr_live.engines import tensorrt_build
 from mbr_live.engines.choice import engine_of, open_live_engine
@@ -31,6 +31,7 @@ from mbr_live.engines.plans import PlanHeader, PlanKey, kept_plans, read_plan, w
 from mbr_live.engines.tensorrt_api import NEEDED
 from mbr_live.engines.tensorrt_child import graph_for, layer_precisions
 from mbr_live.live.run import System
+from mbr_live.manifest import FEATURES
 from mbr_live.sinks import read_run
 from mbr_live.types import MbrError
 

@@ -13,8 +13,9 @@ pytest.importorskip("onnxruntime", reason="training is not installed: pip instal
 import numpy as np  # noqa: E402
 from onnx import numpy_helper  # noqa: E402
 
-from mbr_live.bundle import FEATURES, Bundle  # noqa: E402
+from mbr_live.bundle import Bundle  # noqa: E402
 from mbr_live.engines.parity import probe  # noqa: E402
+from mbr_live.manifest import FEATURES  # noqa: E402
 from mbr_live.quantisation.graph import lint, quantised  # noqa: E402
 
 

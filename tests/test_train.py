@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="training is not installed: pip install 'mbr-live[train]'")
 
 from mbr_live.batch.batch import Job, run_job  # noqa: E402
-from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Bundle, load_bundle  # noqa: E402
+from mbr_live.bundle import Bundle, load_bundle  # noqa: E402
 from mbr_live.datasets.augmentation import Augmentation, augment  # noqa: E402
 from mbr_live.datasets.dataset import RENDERED_BY, Dataset, read_dataset  # noqa: E402
 from mbr_live.engines.openvino_engine import OpenVinoEngine  # noqa: E402
@@ -28,6 +28,7 @@ from mbr_live.evaluation.comparison import LabelFolder  # noqa: E402
 from mbr_live.evaluation.evaluate import evaluate  # noqa: E402
 from mbr_live.evaluation.program import truths  # noqa: E402
 from mbr_live.evaluation.scoring import average_precision, f1  # noqa: E402
+from mbr_live.manifest import CARD, FEATURES, TEMPORAL  # noqa: E402
 from mbr_live.training import checkpoints, curves  # noqa: E402
 from mbr_live.training import train as training  # noqa: E402
 from mbr_live.training.cache_files import alone  # noqa: E402

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from receipts import TEMPLATE, labels_up_to, message_of
 from test_triggers import ONSET, WHILE, play, rows, rules
 
-from mbr_live.bundle import Bundle, Manifest
+from mbr_live.bundle import Bundle
+from mbr_live.manifest import Manifest
 from mbr_live.sinks import SessionLog
 from mbr_live.triggers.log import HEADER, Summary, TriggerLog, open_log, read_receipts, read_yoked
 from mbr_live.triggers.machine import Action, TriggerRule

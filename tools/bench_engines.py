@@ -26,12 +26,13 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mbr_live.bundle import CARD, TEMPORAL, Bundle, load_bundle, write_bundle
+from mbr_live.bundle import Bundle, load_bundle, write_bundle
 from mbr_live.config import DEMO_BUNDLE
 from mbr_live.datasets.temporal_config import TcnConfig
 from mbr_live.engines.choice import engine_of
 from mbr_live.engines.openvino_engine import OpenVinoEngine, Precision, has_bf16
 from mbr_live.engines.parity import probe, timed_s
+from mbr_live.manifest import CARD, TEMPORAL
 from mbr_live.quantisation.calibrate import Given, cost_of, label
 from mbr_live.training.models import export_onnx
 from mbr_live.training.temporal import Tcn

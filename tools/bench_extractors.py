@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Column, Table
 
-from mbr_live.bundle import FEATURES
 from mbr_live.datasets.dataset import Dataset
 from mbr_live.datasets.settings import BehaviourSpec, ModelSettings
 from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.engines.protocol import Engine
+from mbr_live.manifest import FEATURES
 from mbr_live.training.export import write_untaught
 from mbr_live.training.extractors import PUBLISHED, build_extractor
 from mbr_live.training.networks import temporal_of

@@ -30,7 +30,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mbr_live.bundle import FEATURES, Bundle, load_bundle
+from mbr_live.bundle import Bundle, load_bundle
 from mbr_live.config import DEMO_BUNDLE
 from mbr_live.engines.gpu_probe import probe_gpus
 from mbr_live.engines.openvino_engine import OpenVinoEngine
@@ -38,6 +38,7 @@ from mbr_live.engines.parity import limits, parity, passes, timed_s
 from mbr_live.engines.plans import GpuPrecision, plan_folder, read_plan
 from mbr_live.engines.tensorrt_build import build_in_child, plan_key
 from mbr_live.engines.tensorrt_engine import TensorRtEngine
+from mbr_live.manifest import FEATURES
 from mbr_live.types import CROP_PX, RATE_FPS, MbrError
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet50
 
-from mbr_live.bundle import CARD, FEATURES, TEMPORAL, Behaviour, Bundle, Manifest, TrainingCard, write_bundle
+from mbr_live.bundle import Bundle, write_bundle
 from mbr_live.datasets.temporal_config import TcnConfig
 from mbr_live.engines.parity import probe
+from mbr_live.manifest import CARD, FEATURES, TEMPORAL, Behaviour, Manifest, TrainingCard
 from mbr_live.quantisation.calibrate import Given, calibrate
 from mbr_live.simulation.camera import record
 from mbr_live.training.models import export_onnx

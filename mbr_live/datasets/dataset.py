@@ -25,7 +25,6 @@ from pydantic import Field, PrivateAttr, ValidationError, field_validator, model
 
 from mbr_live.annotation.formats import read_annotations
 from mbr_live.annotation.marks import Annotations, Finding, ProblemKind, Severity
-from mbr_live.bundle import BundleName, clashing_columns
 from mbr_live.datasets import splits
 from mbr_live.datasets.extractor_config import FROM_SCRATCH, IMAGENET, OWN
 from mbr_live.datasets.recordings import (
@@ -50,7 +49,9 @@ from mbr_live.datasets.recordings import (
 from mbr_live.datasets.search_space import TuneSettings
 from mbr_live.datasets.settings import BehaviourSpec, ModelSettings, ProblemLevels, SplitSettings, TrainingSettings
 from mbr_live.datasets.splits import Fold, Split
+from mbr_live.manifest import clashing_columns
 from mbr_live.mistakes import mistakes
+from mbr_live.names import BundleName
 from mbr_live.simulation import camera as simulate
 from mbr_live.stages import sampler
 from mbr_live.types import RATE_FPS, UNKNOWN, MbrError

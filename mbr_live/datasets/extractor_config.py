@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from mbr_live.bundle import CropKind
 from mbr_live.datasets.recordings import Section
+from mbr_live.manifest import CropKind
 
 ExtractorName = Literal[
     "slim", "resnet18", "resnet50", "resnet50-layer2", "resnet50-deep", "inception-resnet-v2", "none"

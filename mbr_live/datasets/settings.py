@@ -8,7 +8,6 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mbr_live.annotation.marks import ProblemKind, Severity
-from mbr_live.bundle import BehaviourName
 from mbr_live.datasets import splits
 from mbr_live.datasets.augmentation import Augmentation, RecordingAugmentation
 from mbr_live.datasets.extractor_config import PictureSettings
@@ -16,6 +15,7 @@ from mbr_live.datasets.recordings import Section, listed
 from mbr_live.datasets.temporal_config import TcnConfig, TemporalConfig
 from mbr_live.datasets.training_config import EarlyStopping, FineTuning
 from mbr_live.datasets.variation import Variation
+from mbr_live.names import BehaviourName
 from mbr_live.stages.kinematics import CHANNELS, SETS
 from mbr_live.types import MbrError
 

@@ -23,7 +23,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from mbr_live.bundle import FEATURES, FEATURES_INT8, TEMPORAL, Bundle
+from mbr_live.bundle import Bundle
 from mbr_live.engines.protocol import (
     Crops,
     Floats,
@@ -37,6 +37,7 @@ from mbr_live.engines.protocol import (
     temporal_ports,
     windows,
 )
+from mbr_live.manifest import FEATURES, FEATURES_INT8, TEMPORAL
 from mbr_live.types import MbrError
 
 Precision = Literal["f32", "bf16", "int8"]

@@ -12,8 +12,9 @@ from functools import cache
 
 import numpy as np
 
-from mbr_live.bundle import Bundle, Manifest
+from mbr_live.bundle import Bundle
 from mbr_live.engines.protocol import Crops, Engine, Floats
+from mbr_live.manifest import Manifest
 from mbr_live.simulation.camera import Simulation
 from mbr_live.stages.locate import crop
 from mbr_live.types import CROP_PX

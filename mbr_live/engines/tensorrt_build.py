@@ -9,11 +9,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from mbr_live.bundle import FEATURES, FEATURES_INT8, Bundle
+from mbr_live.bundle import Bundle
 from mbr_live.engines.cuda import Cuda
 from mbr_live.engines.gpu_probe import Gpu, probe_gpus
 from mbr_live.engines.plans import GpuPrecision, PlanKey
 from mbr_live.engines.tensorrt_api import tensorrt
+from mbr_live.manifest import FEATURES, FEATURES_INT8
 from mbr_live.types import MbrError
 
 BUILD_TIMEOUT_S = 1800.0

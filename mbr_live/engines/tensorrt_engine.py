@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mbr_live.bundle import FEATURES, Bundle
+from mbr_live.bundle import Bundle
 from mbr_live.engines.cuda import Cuda
 from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.engines.plans import GpuPrecision, PlanHeader, plan_folder, read_plan
 from mbr_live.engines.protocol import Crops, Floats, Ports, check_lanes, feature_ports
 from mbr_live.engines.tensorrt_api import tensorrt
 from mbr_live.engines.tensorrt_build import plan_key
+from mbr_live.manifest import FEATURES
 from mbr_live.types import MbrError
 
 

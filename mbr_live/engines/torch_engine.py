@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mbr_live.bundle import FEATURES, FEATURES_INT8, TEMPORAL, Bundle
+from mbr_live.bundle import Bundle
 from mbr_live.engines.onnx_torch import OnnxGraph
 from mbr_live.engines.protocol import (
     ANY,
@@ -27,6 +27,7 @@ from mbr_live.engines.protocol import (
     temporal_ports,
     windows,
 )
+from mbr_live.manifest import FEATURES, FEATURES_INT8, TEMPORAL
 from mbr_live.types import MbrError
 
 

@@ -96,16 +96,22 @@ def doctor_checks(config: Config, watch_s: float) -> Iterator[Finding]:
 
 def _bundle(config: Config) -> Iterator[Finding]:
     try:
-        bundle = load_bundle(config.bundle)
-        check_live(bundle)
-        refuse_other_labels(config, bundle)
+        bundle = live_bundle(config)
     except MbrError as error:
         yield Finding("error", "bundle", str(error))
     else:
         yield Finding("ok", "bundle", f"{bundle.manifest.name}, {bundle.sha256[:12]}")
 
 
-def refuse_other_labels(config: Config, bundle: Bundle) -> None:
+def live_bundle(config: Config) -> Bundle:
+    """The bundle of a configuration; MbrError where it looks ahead, or cannot go on with the labels that are there."""
+    bundle = load_bundle(config.bundle)
+    check_live(bundle)
+    _refuse_other_labels(config, bundle)
+    return bundle
+
+
+def _refuse_other_labels(config: Config, bundle: Bundle) -> None:
     """MbrError where labels that would be gone on with are of no live session, or of one with another bundle."""
     for camera in config.camera:
         labels, path = (config.out / f"{camera.name}{suffix}" for suffix in (LABELS_SUFFIX, RUN_SUFFIX))
@@ -140,9 +146,7 @@ def _engine(config: Config) -> Iterator[Finding]:
     that a runtime that crashes is told like any other trouble, and none stays in the supervisor.
     """
     try:
-        bundle = load_bundle(config.bundle)
-        check_live(bundle)
-        refuse_other_labels(config, bundle)
+        live_bundle(config)
     except MbrError:
         return  # `bundle` has said so
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:

@@ -22,7 +22,6 @@ import cv2
 
 from mbr_live.ahead import Ahead
 from mbr_live.appending import once_there_is_room
-from mbr_live.bundle import check_live, load_bundle
 from mbr_live.cameras.calibration import windows_px
 from mbr_live.config import Config
 from mbr_live.drift import Reference, reference_of
@@ -30,7 +29,7 @@ from mbr_live.engines.choice import open_live_engine
 from mbr_live.keys import load_keys
 from mbr_live.live.arrivals import Arrival, Eye, RefusedFrame, SeenFrame, arrivals
 from mbr_live.live.backlog import Labelled
-from mbr_live.live.checks import recorded_engine, refuse_other_labels
+from mbr_live.live.checks import live_bundle, recorded_engine
 from mbr_live.live.holding import INFERENCE, held
 from mbr_live.live.lane import Lane, Timing
 from mbr_live.pipeline import Features, Pipeline
@@ -54,9 +53,7 @@ def infer(config: Config) -> None:
 
     Then what is on its way is labelled too: until every camera has ended, none sends frames, or some seconds are over.
     """
-    bundle = load_bundle(config.bundle)
-    check_live(bundle)
-    refuse_other_labels(config, bundle)
+    bundle = live_bundle(config)
     keys = load_keys(config.wire.keys)
     config.out.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)  # the networks and the captures have use for the other cores

@@ -13,10 +13,11 @@ from contextlib import closing
 from pathlib import Path
 
 from mbr_live.bundle import check_live, load_bundle
-from mbr_live.config import Camera, Config, Loss, VideoSource, Wire, camera_name
+from mbr_live.config import Camera, Config, Loss, VideoSource, Wire
 from mbr_live.keys import load_keys
 from mbr_live.label_log import LABELS_SUFFIX
 from mbr_live.live.checks import refuse_errors, start_checks
+from mbr_live.names import camera_name
 from mbr_live.processes import RESTARTS_PER_MINUTE, Child, Stop, stop_all, stop_signal
 from mbr_live.status import OUTPUT_STATUS_FILE, read_output_status
 from mbr_live.triggers.rules import trigger_rules
@@ -212,6 +213,5 @@ def _check_camera_name(video: Path) -> None:
         camera_name(video.stem)
     except ValueError as error:
         raise MbrError(
-            f"{video}: a replay has a camera of the name of the file, {video.stem!r}, but: {error}. Give a link to it "
-            "that has such a name."
+            f"{video}: a replay has a camera of the name of the file, but {error}. Give a link to it of such a name."
         ) from error

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mbr_live.annotation.marks import Annotations
-from mbr_live.bundle import CARD, FEATURES, FEATURES_INT8, Bundle, Int8Card, write_bundle
+from mbr_live.bundle import Bundle, write_bundle
 from mbr_live.engines.choice import engine_of
 from mbr_live.engines.parity import parity
 from mbr_live.engines.protocol import Engine
 from mbr_live.evaluation.scoring import average_precision
+from mbr_live.manifest import CARD, FEATURES, FEATURES_INT8, Int8Card
 from mbr_live.pipeline import Hindsight, Pipeline
 from mbr_live.quantisation.graph import quantised
 from mbr_live.sinks import write_atomically

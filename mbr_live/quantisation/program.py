@@ -10,9 +10,10 @@ from rich.progress import Progress as Bars
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from mbr_live.bundle import Bundle, Int8Card, check_replaceable, load_bundle
+from mbr_live.bundle import Bundle, check_replaceable, load_bundle
 from mbr_live.datasets import dataset as datasets
 from mbr_live.datasets.recordings import RecordingSpec, SimulatedRecording
+from mbr_live.manifest import Int8Card
 from mbr_live.quantisation.calibrate import (
     MAX_LABELS_DIFFER,
     MAX_PR_AUC_LOSS,

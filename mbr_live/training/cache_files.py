@@ -14,11 +14,12 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from mbr_live.bundle import FEATURES, Bundle
+from mbr_live.bundle import Bundle
 from mbr_live.datasets.augmentation import Change
 from mbr_live.datasets.dataset import key_of
 from mbr_live.engines.openvino_engine import name_in
 from mbr_live.locks import locked
+from mbr_live.manifest import FEATURES
 
 COMPUTED_BY = ("engines/openvino_engine.py", "engines/protocol.py", "datasets/augmentation.py")
 """The modules that features depend on, beside those that crops do; a change of one of them makes these anew."""

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from mbr_live import __version__
 from mbr_live.annotation.marks import Marks
-from mbr_live.bundle import Data, Fit, Manifest, Score, TrainingCard
 from mbr_live.datasets.dataset import Dataset
+from mbr_live.manifest import Data, Fit, Manifest, Score, TrainingCard
 from mbr_live.training.fitting import Fitted, scores
 from mbr_live.training.preparation import Recording
 from mbr_live.types import UNKNOWN

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbr_live.ahead import Ahead
-from mbr_live.bundle import Bundle, CropKind
+from mbr_live.bundle import Bundle
 from mbr_live.datasets.dataset import video_files
 from mbr_live.datasets.recordings import Clip, RecordingSpec
 from mbr_live.datasets.variation import Draw, varied
@@ -22,6 +22,7 @@ from mbr_live.engines.choice import cores
 from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.engines.protocol import Engine
 from mbr_live.jobs import Far
+from mbr_live.manifest import CropKind
 from mbr_live.stages import locate
 from mbr_live.stages.blindness import BlindState, is_blind
 from mbr_live.stages.kinematics import CHANNELS, Channels, KinematicState, kinematics

@@ -20,27 +20,14 @@ from rich.console import Console
 from mbr_live import __version__
 from mbr_live.annotation.marks import runs
 from mbr_live.batch.batch import Job, run_job
-from mbr_live.bundle import (
-    CARD,
-    FORMAT,
-    REFERENCE,
-    Behaviour,
-    Bundle,
-    Data,
-    Fit,
-    Manifest,
-    Score,
-    TrainingCard,
-    bundle_name,
-    check_replaceable,
-    load_bundle,
-    write_bundle,
-)
+from mbr_live.bundle import Bundle, check_replaceable, load_bundle, write_bundle
 from mbr_live.datasets.dataset import Dataset, Progress, cache_folder, read_dataset
 from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.evaluation.comparison import Compared, Truth, compare
 from mbr_live.evaluation.program import truths
 from mbr_live.label_log import LABELS_SUFFIX
+from mbr_live.manifest import CARD, FORMAT, REFERENCE, Behaviour, Data, Fit, Manifest, Score, TrainingCard
+from mbr_live.names import bundle_name
 from mbr_live.progress import bars
 from mbr_live.training import fitting
 from mbr_live.training.card import card_text, score_table

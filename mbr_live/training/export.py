@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mbr_live import __version__
-from mbr_live.bundle import CARD, FORMAT, REFERENCE, Behaviour, Bundle, Manifest, TrainingCard, write_bundle
+from mbr_live.bundle import Bundle, write_bundle
 from mbr_live.datasets.dataset import Dataset
 from mbr_live.datasets.extractor_config import FROM_SCRATCH, IMAGENET
 from mbr_live.drift import Reference
+from mbr_live.manifest import CARD, FORMAT, REFERENCE, Behaviour, Manifest, TrainingCard
 from mbr_live.stages.kinematics import VERSION
 from mbr_live.training.card import card_text
 from mbr_live.training.extractors import file_hash

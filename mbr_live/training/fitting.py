@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbr_live.annotation.marks import Marks, runs
-from mbr_live.bundle import Behaviour, Fit, Score
 from mbr_live.datasets.settings import BehaviourSpec, CalibrationKind, ThresholdRule
 from mbr_live.evaluation import bouts
 from mbr_live.evaluation.scoring import average_precision, calibration, calibration_error, f1
+from mbr_live.manifest import Behaviour, Fit, Score
 from mbr_live.stages import decide
 from mbr_live.training.probability_calibration import Calibration, fit_calibration
 from mbr_live.types import RATE_FPS, UNKNOWN

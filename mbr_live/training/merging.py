@@ -16,7 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, compose, helper, numpy_helper
 
-from mbr_live.bundle import FEATURES, TEMPORAL, Bundle, CropKind, Manifest
+from mbr_live.bundle import Bundle
+from mbr_live.manifest import FEATURES, TEMPORAL, CropKind, Manifest
 from mbr_live.stages.kinematics import CHANNELS
 from mbr_live.types import MbrError
 

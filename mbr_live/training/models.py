@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mbr_live.bundle import FEATURES, TEMPORAL
+from mbr_live.manifest import FEATURES, TEMPORAL
 from mbr_live.training.temporal import TemporalModel
 from mbr_live.types import CROP_PX
 

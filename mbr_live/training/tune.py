@@ -22,12 +22,13 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy.exc import SQLAlchemyError
 
-from mbr_live.bundle import FEATURES, TEMPORAL, Bundle
+from mbr_live.bundle import Bundle
 from mbr_live.datasets.dataset import Dataset, Progress, read_dataset
 from mbr_live.datasets.recordings import files_of
 from mbr_live.datasets.search_space import Range, TuneSettings
 from mbr_live.datasets.settings import Unfit
 from mbr_live.engines.openvino_engine import OpenVinoEngine
+from mbr_live.manifest import FEATURES, TEMPORAL
 from mbr_live.progress import bars
 from mbr_live.training.candidates import candidate, check_space, write_candidate
 from mbr_live.training.extractors import file_hash
