@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +18,7 @@ from mbr_live.cameras.clocks import EpochClock
 from mbr_live.cameras.errors import CameraLost, Cause
 from mbr_live.cameras.log import CameraLog
 from mbr_live.cameras.opening import open_camera
-from mbr_live.cameras.reader import Chosen, Passed, Reader, SourceEnded
+from mbr_live.cameras.reader import Chosen, Passed, Reader, SourceEnded, both
 from mbr_live.config import Camera, VideoSource
 from mbr_live.stages.sampler import SamplerState
 from mbr_live.types import RATE_FPS
@@ -131,6 +132,16 @@ class LiveCamera:
                 return None
             self._open(now_s)
         return self._read(timeout_s)
+
+    def end(self) -> Iterator[Chosen]:
+        """Want no further frames, and let go of the camera, as `close` does; the frames that waited to be polled."""
+        if self._reader is not None:
+            self._reader.abandon()
+            self._reader.wait(CLOSE_WITHIN_S)
+            self._heard_s = time.monotonic()  # what it took to end is no outage
+        while (chosen := self._read(0.0)) is not None:
+            yield chosen
+        self.close()
 
     def close(self) -> None:
         """Let go of the camera; a reader that hangs is left behind."""
@@ -249,8 +260,7 @@ class LiveCamera:
         self._reader.abandon()
         self._reader.wait(wait_s)
         self._abandoned.append((self._reader, time.monotonic()))
-        before, more = self._passed, self._reader.passed
-        self._passed = Passed(before.source_frames + more.source_frames, before.unqueued + more.unqueued)
+        self._passed = both(self._passed, self._reader.passed)
         self._reader = None
 
     def _hanging(self) -> list[tuple[Reader, float]]:

@@ -44,6 +44,14 @@ class Passed(NamedTuple):
 
     source_frames: int = 0
     unqueued: int = 0  # of these, how many served a tick, but found the queue full
+    state: SamplerState | None = None  # of the sampler, after the last of the unqueued
+
+
+def both(first: Passed, second: Passed) -> Passed:
+    """All frames of two stretches."""
+    return Passed(
+        first.source_frames + second.source_frames, first.unqueued + second.unqueued, second.state or first.state
+    )
 
 
 class SourceEnded(Exception):
@@ -114,15 +122,22 @@ class Reader:
         for frame in frames:
             if self._abandoned.is_set():
                 return
-            passed = Passed(self.passed.source_frames + 1, self.passed.unqueued)
+            passed = self.passed._replace(source_frames=self.passed.source_frames + 1)
             index, self._state = sample(frame.time_ns, self._state)
-            if index is not None:
-                pixels = frame.picture()
-                number, captured_ns = self._first_number + frame.number, time.monotonic_ns()
-                chosen = Chosen(index, number, frame.time_ns, pixels, captured_ns, self._state, source.clock, *passed)
-                handed_on = self._hand_on(chosen, wait=self._patient)
-                passed = Passed() if handed_on else Passed(passed.source_frames, passed.unqueued + 1)
-            self.passed = passed
+            if index is None:
+                self.passed = passed
+                continue
+            pixels = frame.picture()
+            chosen = Chosen(
+                index, self._first_number + frame.number, frame.time_ns, pixels, time.monotonic_ns(), self._state,
+                source.clock, passed.source_frames, passed.unqueued,
+            )  # fmt: skip
+            if self._hand_on(chosen, wait=self._patient):
+                self.passed = Passed()
+            elif self._abandoned.is_set():
+                return  # nothing is counted: the frames of this reader had come to their end before this one
+            else:
+                self.passed = Passed(passed.source_frames, passed.unqueued + 1, self._state)
 
     def _hand_on(self, item: Chosen | Exception, *, wait: bool) -> bool:
         while not self._abandoned.is_set():

@@ -80,6 +80,9 @@ def _capture(config: Config, camera: Camera) -> bool:
                 work.beat(live, health)
                 journal.flush()
                 outages.flush()
+            for chosen in live.end():
+                work.take(chosen)
+                clock.keep()
         work.count(live.passed())
         work.finish(live, health)
     return live.hangs
@@ -116,6 +119,7 @@ class _Capture:
         self._counts["source_frames"] += passed.source_frames
         self._counts["sampled"] += passed.unqueued
         self._counts["dropped_queue_full"] += passed.unqueued
+        self._state = passed.state or self._state
 
     def finish(self, live: LiveCamera, health: Health) -> None:
         """Tell inference that no more frames follow."""
