@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check picture clean
+.PHONY: demo test check clean
 
 demo: .venv/run-time
 	$(BIN)/mbr-live demo
