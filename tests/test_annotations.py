@@ -435,6 +435,38 @@ def test_jaaba_file_of_two_animals_or_of_nothing(tmp_path: Path, savemat: Callab
         assert [each.kind for each in findings] == ["invalid_format"] and text in findings[0].text
 
 
+@pytest.mark.parametrize(
+    ("starts", "stops", "text"),
+    [
+        ([0.0, 5.0], [3.0, 8.0], "t0 0 and t1 3"),  # counted from 0: every bout would be a frame early
+        ([8.0, 9.0], [3.0, 12.0], "t0 8 and t1 3"),
+        ([1.5, 5.0], [3.0, 8.0], "t0 1.5 and t1 3"),
+        ([np.nan, 5.0], [3.0, 8.0], "t0 nan and t1 3"),
+        ([1.0, 5.0], [3.0], "t0s has 2 entries, t1s has 1"),
+        ([1.0, 5.0], [3.0, FRAMES + 2.0], f"scores of {FRAMES} frames"),
+    ],
+)
+def test_jaaba_bouts_that_cannot_be(
+    tmp_path: Path, savemat: Callable[..., None], starts: list[float], stops: list[float], text: str
+) -> None:
+    bouts = {"t0s": cell(np.array(starts)), "t1s": cell(np.array(stops))}
+    savemat(
+        tmp_path / "scores.mat", {"allScores": bouts | {"scores": cell(np.zeros(FRAMES))}, "behaviorName": "Grooming"}
+    )
+    savemat(tmp_path / "labels.mat", {"labels": bouts | {"names": cell(cell("Grooming", "None"))}})
+    for name in ("scores.mat",) if "scores" in text else ("scores.mat", "labels.mat"):
+        annotations, findings = read(tmp_path / name)
+        assert [each.kind for each in findings] == ["invalid_format"] and text in findings[0].text
+        assert not len(annotations.marks)
+
+
+def test_jaaba_labels_without_a_name_for_each(tmp_path: Path, savemat: Callable[..., None]) -> None:
+    labels = {"t0s": cell([1.0, 5.0]), "t1s": cell([3.0, 8.0]), "names": cell(cell("Grooming"))}
+    savemat(tmp_path / "labels.mat", {"labels": labels})
+    _, findings = read(tmp_path / "labels.mat")
+    assert [each.kind for each in findings] == ["invalid_format"] and "names has 1 entries" in findings[0].text
+
+
 # What is wrong with label files.
 
 

@@ -86,10 +86,14 @@ def read_jaaba_scores(path: Path) -> LabelTable:
     content = load_mat(path)
     scores = _field(path, content, "allScores").ravel()[0]
     values = _single(path, scores, "scores")
-    starts, stops = (_single(path, scores, name).astype(np.int64) for name in ("t0s", "t1s"))
     marks = np.where(np.isnan(values.astype(np.float64)), UNKNOWN, 0).astype(np.int8)
-    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-        marks[start - 1 : stop - 1] = 1
+    for start, stop in _jaaba_bouts(path, scores):
+        if stop > len(marks):
+            raise MbrError(
+                f"{path}: a bout has t1 {stop + 1}, and there are scores of {len(marks)} frames. Score the recording "
+                "again."
+            )
+        marks[start:stop] = 1
     return LabelTable((_text(_field(path, content, "behaviorName")),), marks[:, None], UNKNOWN, counts_frames=True)
 
 
@@ -99,19 +103,38 @@ def read_jaaba_labels(path: Path) -> LabelTable:
     labels = content["labels"].ravel() if "labels" in content else [content]
     if len(labels) != 1:
         raise MbrError(f"{path}: the labels are of {len(labels)} experiments. Expected one. Save each for itself.")
-    starts, stops = (_single(path, labels[0], name).astype(np.int64) for name in ("t0s", "t1s"))
+    bouts = _jaaba_bouts(path, labels[0])
     names = [_text(name) for name in _single(path, labels[0], "names")]
+    if len(names) != len(bouts):
+        raise MbrError(f"{path}: names has {len(names)} entries, t0s has {len(bouts)}. Save the labels again.")
     shown = sorted({re.sub(r"^no_", "", name, flags=re.IGNORECASE) for name in names if plain(name) != _NO_BEHAVIOUR})
     if not shown and "behaviorName" in content:
         shown = [_text(content["behaviorName"])]
-    marks = np.full((int(stops.max(initial=1)) - 1, len(shown)), UNKNOWN, np.int8)
-    for start, stop, name in zip(starts.tolist(), stops.tolist(), names, strict=True):
+    marks = np.full((max((stop for _, stop in bouts), default=0), len(shown)), UNKNOWN, np.int8)
+    for (start, stop), name in zip(bouts, names, strict=True):
         for place, behaviour in enumerate(shown):
             if plain(name) in (_NO_BEHAVIOUR, plain(f"no {behaviour}")):
-                marks[start - 1 : stop - 1, place] = 0
+                marks[start:stop, place] = 0
             elif name == behaviour:
-                marks[start - 1 : stop - 1, place] = 1
+                marks[start:stop, place] = 1
     return LabelTable(tuple(shown), marks, UNKNOWN)
+
+
+def _jaaba_bouts(path: Path, record: Any) -> list[tuple[int, int]]:
+    """First frame and frame after the last of every bout, counted from 0; JAABA counts t0s and t1s from 1."""
+    starts, stops = (_single(path, record, name).astype(np.float64) for name in ("t0s", "t1s"))
+    if len(starts) != len(stops):
+        raise MbrError(
+            f"{path}: t0s has {len(starts)} entries, t1s has {len(stops)}. Expected both ends of every bout. Save the "
+            "file again."
+        )
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
+        if not (start.is_integer() and stop.is_integer() and 1 <= start <= stop <= LARGEST):
+            raise MbrError(
+                f"{path}: a bout has t0 {start:g} and t1 {stop:g}. Expected frames counted from 1, t1 one past the "
+                "end. Mend it, or save the file again."
+            )
+    return [(int(start) - 1, int(stop) - 1) for start, stop in zip(starts, stops, strict=True)]
 
 
 def load_mat(path: Path) -> dict[str, Any]:
