@@ -194,9 +194,9 @@ BORIS = (
 
 
 def boris_row(behaviour: str, kind: str, time: float, media: str = "C:\\v\\mouse1.mp4", **more: str) -> str:
-    observation, offset = more.get("observation", "obs1"), more.get("offset", "0.0")
+    observation, offset, source = more.get("observation", "obs1"), more.get("offset", "0.0"), more.get("source", media)
     return (
-        f"{observation},2026-01-01,,3.0,Media file(s),{media},{offset},3.0,30,No focal subject,"
+        f"{observation},2026-01-01,,3.0,Media file(s),{source},{offset},3.0,30,No focal subject,"
         f"{behaviour},,,{kind},{time:.3f},{media},NA,NA,"
     )
 
@@ -288,6 +288,50 @@ def test_boris_export_of_several_observations_takes_the_one_of_the_video(tmp_pat
     assert findings == () and shown(annotations, "grooming") == [[30, 45]]
     _, findings = read(boris(tmp_path / "b.csv", [*bout("mouse3.mp4", 1.0), *bout("mouse2.mp4", 2.0)]))
     assert findings[0].kind == "invalid_format" and "mouse2, mouse3" in findings[0].text
+
+
+BOUTS_S = {"a": (1.0, 1.5), "b": (4.0, 5.0)}  # by the video that shows them
+TWO_PLAYERS = "player #1:v/a.mp4;v/b.mp4|player #2:v/c.mp4"
+
+
+@pytest.mark.parametrize(
+    ("source", "events", "videos", "fits"),
+    [
+        (TWO_PLAYERS, "ba", "ab", True),
+        (TWO_PLAYERS, "ba", "a", True),  # it is the first of them
+        (TWO_PLAYERS, "ba", "b", False),
+        (TWO_PLAYERS, "b", "b", False),
+        ("player #1: v/a.mp4;v/b.mp4 player #2: v/c.mp4", "ba", "b", False),
+        ("player #1:v/b.mp4|player #2:v/a.mp4", "b", "b", True),
+        ("player #1:v/b.mp4", "b", "ab", False),  # the times begin with the second video of the recording
+        ("", "ba", "b", False),  # older exports do not say it; events do
+        ("", "b", "ab", True),
+        ("NA", "ba", "a", True),
+    ],
+)
+@pytest.mark.parametrize("aggregated", [False, True])
+def test_times_of_a_boris_observation_count_from_its_first_video(
+    tmp_path: Path, source: str, events: str, videos: str, fits: bool, aggregated: bool
+) -> None:
+    path = tmp_path / "obs.csv"
+    if aggregated:  # sorted by behaviour, not by time
+        rows = [f"obs1,{source},,grooming,STATE,{BOUTS_S[v][0]},{BOUTS_S[v][1]},{v}.mp4" for v in events]
+        written(path, "\n".join([AGGREGATED.replace("id,", "id,Source,"), *rows]) + "\n")
+    else:
+        boris(
+            path,
+            [
+                boris_row("grooming", kind, time, f"{v}.mp4", source=source)
+                for v in sorted(events)
+                for kind, time in zip(("START", "STOP"), BOUTS_S[v], strict=True)
+            ],
+        )
+    times_ns = np.round(np.arange(300) * 1e9 / 30).astype(np.int64)
+    annotations, findings = read_annotations([path], "auto", {"grooming": ("grooming",)}, times_ns, list(videos))
+    assert [each.kind for each in findings] == ([] if fits else ["invalid_format"])
+    assert fits or "its times count from the start of" in findings[0].text
+    expected = [[round(30 * at) for at in BOUTS_S[v]] for v in "ab" if v in videos and v in events]
+    assert shown(annotations, "grooming") == (expected if fits else [])
 
 
 AGGREGATED = "Observation id,Subject,Behavior,Behavior type,Start (s),Stop (s),Media file name"

@@ -28,6 +28,8 @@ from mbr_live.types import UNKNOWN, MbrError
 
 _HDF5 = 2  # version of a MATLAB file that is not of MATLAB's own format
 _NO_BEHAVIOUR = "none"  # JAABA: the name of a bout that shows nothing
+_WHEN = ("time", "start (s)")  # BORIS: the columns of times
+_FIRST_PLAYER = re.compile(r"^player #1:|(\||\bplayer #[2-9]).*")  # BORIS: what is not of it in the column of sources
 _NO_MEDIA = ("", "na", "live")  # BORIS: what stands for the video of an observation without one
 
 Row = Mapping[str, str]
@@ -195,8 +197,13 @@ def _boris_rows(path: Path, needed: Sequence[str], videos: Sequence[str]) -> lis
     stems = set(map(plain, videos))
     of_video = [row for row, found in zip(rows, named, strict=True) if stems & set(map(plain, found))]
     observations = {row.get("observation id", "") for row in rows}
-    if of_video or (len(observations) == 1 and not any(named)):
-        return of_video or rows
+    if of_video:
+        for observation in {row.get("observation id", "") for row in of_video}:
+            of_observation = [row for row in rows if row.get("observation id", "") == observation]
+            _check_times_begin(path, of_observation, videos, next(name for name in _WHEN if name in needed))
+        return of_video
+    if len(observations) == 1 and not any(named):
+        return rows
     found = sorted({name for each in named for name in each} or observations)[:5]
     raise MbrError(
         f"{path}: found {'events of ' + ', '.join(found) if found else 'no event'}, expected events of "
@@ -204,10 +211,29 @@ def _boris_rows(path: Path, needed: Sequence[str], videos: Sequence[str]) -> lis
     )
 
 
+def _check_times_begin(path: Path, rows: Sequence[Row], videos: Sequence[str], when: str) -> None:
+    """MbrError where an observation begins with another video than the recording: its times count through all of its
+    videos. Which these are it says itself or, in older exports, its events do as far as there are some.
+    """
+    said = next((stems for row in rows if (stems := _stems(_FIRST_PLAYER.sub("", row.get("source", ""))))), [])
+    played = said or [stem for row in sorted(rows, key=lambda row: _time_ns(path, row, when)) for stem in _media(row)]
+    found = list(dict.fromkeys(map(plain, played)))
+    expected = [name for name in map(plain, videos) if said or name in found]
+    if found[: len(expected)] != expected[: len(found)]:
+        raise MbrError(
+            f"{path}: the observation goes through {', '.join(dict.fromkeys(played))}, and its times count from the "
+            f"start of {played[0]}; the recording is {', '.join(videos)}. Make all of these videos, in that order, one "
+            "recording (video = [...]), or observe each of them by itself."
+        )
+
+
 def _media(row: Row) -> list[str]:
     """The names of the video files that an event is of, without their endings; none of a live observation."""
-    files = (row.get("media file name") or row.get("media file path") or "").split(";")
-    stems = [re.split(r"[/\\:]", file.strip())[-1].rsplit(".", 1)[0] for file in files]
+    return _stems(row.get("media file name") or row.get("media file path") or "")
+
+
+def _stems(files: str) -> list[str]:
+    stems = [re.split(r"[/\\:]", file.strip())[-1].rsplit(".", 1)[0] for file in files.split(";")]
     return [stem for stem in stems if plain(stem) not in _NO_MEDIA]
 
 
