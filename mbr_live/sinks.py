@@ -71,6 +71,7 @@ class RunManifest(BaseModel):
     bundle: str
     bundle_sha256: str
     causal: bool = True  # False: labels look ahead, as no live run's do
+    max_gap_frames: int | None = None  # unknown frames that a bout goes on over; None in runs from before it was kept
     engine: str
     versions: dict[str, str]
     sources: list[str]

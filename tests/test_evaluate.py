@@ -131,12 +131,12 @@ def test_matching_takes_as_many_pairs_as_there_can_be() -> None:
 
 
 @settings(deadline=None)
-@given(marks)
-def test_bouts_are_those_of_the_bout_log(labels: list[int]) -> None:
-    claimed, _ = bouts.comparable(int8(labels), np.zeros(len(labels), np.int8))
+@given(marks, st.integers(0, 12))
+def test_bouts_are_those_of_the_bout_log(labels: list[int], max_gap_frames: int) -> None:
+    claimed, _ = bouts.comparable(int8(labels), np.zeros(len(labels), np.int8), max_gap_frames)
     state, expected = BoutState(), []
     for index, label in enumerate(labels):
-        bout, state = follow_bout("grooming", index, label, 0.5, bouts.BRIDGE_FRAMES, state)
+        bout, state = follow_bout("grooming", index, label, 0.5, max_gap_frames, state)
         expected += [bout] if bout else []
     last = end_bout("grooming", state)
     expected += [last] if last else []
@@ -287,8 +287,19 @@ def test_unknown_labels_count_in_the_coverage_only(tmp_path: Path) -> None:
 def test_what_no_label_covers_is_held_against_neither_side(
     truth: list[int], labels: list[int], bout: list[int]
 ) -> None:
-    claimed, expected = (bouts.bouts_of(each).tolist() for each in bouts.comparable(int8(labels), int8(truth)))
+    claimed, expected = (bouts.bouts_of(each).tolist() for each in bouts.comparable(int8(labels), int8(truth), 5))
     assert claimed == expected == [bout]
+
+
+@pytest.mark.parametrize(("max_gap_frames", "found"), [(2, 2), (3, 1), (None, 1)])
+def test_bouts_go_on_over_what_the_bundle_of_the_log_bridges(
+    tmp_path: Path, max_gap_frames: int | None, found: int
+) -> None:
+    labels = [0] * 5 + [1] * 6 + [UNKNOWN] * 3 + [1] * 6 + [0] * 5
+    folder = write_labels_of(tmp_path / "model", {"a": labels}, True, max_gap_frames)
+    evaluation, _ = evaluate("made", "test", BEHAVIOURS, [truth_of("a", [0] * 5 + [1] * 15 + [0] * 5)], [folder])
+    at_half = evaluation.models[0].pooled.behaviours["grooming"].bouts["0.5"]
+    assert (at_half.true, at_half.found, at_half.matched) == (found, found, found)
 
 
 def test_nothing_known_at_all(tmp_path: Path) -> None:
@@ -449,14 +460,16 @@ def test_folders_are_looked_at_before_the_truth(tmp_path: Path, labels: str, out
 # A causal model beside one that looks ahead
 
 
-def write_labels_of(folder: Path, logs: dict[str, list[int]], causal: bool | None) -> LabelFolder:
+def write_labels_of(
+    folder: Path, logs: dict[str, list[int]], causal: bool | None, max_gap_frames: int | None = None
+) -> LabelFolder:
     folder.mkdir()
     for name, labels in logs.items():
         write_log(folder / f"{name}.labels.csv", labels)
         if causal is not None:
             run = RunManifest(
                 recording=name, mode="batch", exit_status="complete", started="", bundle="b", bundle_sha256="",
-                causal=causal, engine="", versions={}, sources=[],
+                causal=causal, max_gap_frames=max_gap_frames, engine="", versions={}, sources=[],
             )  # fmt: skip
             write_run(folder / f"{name}.run.json", run)
     return LabelFolder(folder.name, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,11 @@ from mbr_live.datasets.settings import BehaviourSpec
 from mbr_live.evaluation import bouts, scoring
 from mbr_live.manifest import Behaviour
 from mbr_live.training import fitting
-from mbr_live.training.fitting import Validated, fit, labels_of, probabilities_of
+from mbr_live.training.fitting import Validated, labels_of, probabilities_of
 from mbr_live.training.probability_calibration import Calibration, fit_calibration
 from mbr_live.types import UNKNOWN, MbrError
+
+fit = partial(fitting.fit, max_gap_frames=5)
 
 
 def said(
@@ -142,7 +145,7 @@ def agreement(behaviour: Behaviour, validated: tuple[Validated, ...], by_bouts: 
         return frames
     hits = everything = 0
     for found, each in zip(labels, validated, strict=True):
-        ours, theirs = (bouts.bouts_of(x) for x in bouts.comparable(found.astype(np.int8), each.truth[:, 0]))
+        ours, theirs = (bouts.bouts_of(x) for x in bouts.comparable(found.astype(np.int8), each.truth[:, 0], 5))
         hits += len(bouts.matched(theirs, ours, 0.5))
         everything += len(ours) + len(theirs)
     return (frames + 2 * hits / everything) / 2
@@ -176,6 +179,18 @@ def test_durations_are_fitted_to_bouts_also_where_single_pictures_were_judged() 
     spec = BehaviourSpec(name="grooming", min_bout_s="fit", bridge_s="fit")
     (behaviour,) = fit([spec], "fit", "none", [marked(logits, truth, judged=np.arange(4000) % 10 == 0)]).behaviours
     assert behaviour.bridge_s == 0.3
+
+
+@pytest.mark.parametrize(("max_gap_frames", "min_bout_s"), [(2, 0.0), (3, 0.5)])
+def test_durations_are_fitted_to_bouts_as_the_bundle_bridges_them(max_gap_frames: int, min_bout_s: float) -> None:
+    """Of bouts that unmarked frames cut in two, a minimum bout that keeps false alarms out loses the first half."""
+    truth, logits = np.zeros(4000, np.int8), np.full(4000, -3.0)
+    for start in range(100, 3900, 200):
+        truth[start : start + 15], truth[start + 6 : start + 9] = 1, UNKNOWN
+        logits[start : start + 15] = logits[start + 100 : start + 103] = 3.0
+    spec = BehaviourSpec(name="grooming", min_bout_s="fit", bridge_s=0.0)
+    (behaviour,) = fitting.fit([spec], 0.5, "none", [marked(logits, truth)], max_gap_frames).behaviours
+    assert behaviour.min_bout_s == min_bout_s
 
 
 @pytest.mark.parametrize("mark", [0, 1, UNKNOWN])

@@ -289,9 +289,10 @@ def test_batch_program_says_that_it_looked_ahead(ahead: Bundle, video: Path, box
     assert (outs[0] / "night.bouts.csv").read_text().count("\n") > 1
 
 
-def test_a_causal_run_says_so(causal: Bundle, video: Path, tmp_path: Path) -> None:
+def test_a_run_says_what_its_bundle_does(causal: Bundle, video: Path, tmp_path: Path) -> None:
     run = run_job(Job("night", (video,)), tmp_path, causal, OpenVinoEngine(causal))
-    assert run.causal and read_run(tmp_path / "night.run.json").causal
+    assert run == read_run(tmp_path / "night.run.json")
+    assert run.causal and run.max_gap_frames == causal.manifest.max_gap_frames
 
 
 class _Recorder:

@@ -35,6 +35,7 @@ def test_one_camera_with_forced_drops(box_video: Path, tmp_path: Path, demo_bund
     live, offline = tmp_path / "live", tmp_path / "offline"
     replay([box_video], live, "--speed", "2", "--drop", "0.1", "--seed", "5")
     run_ = read_run(live / "box.run.json")
+    assert run_.max_gap_frames == demo_bundle.manifest.max_gap_frames
     assert run_.exit_status == "complete"
     assert run_.capture["dropped_on_purpose"] > 3
     assert run_.rows["gap"] == run_.capture["dropped_on_purpose"] + run_.capture["dropped_queue_full"]

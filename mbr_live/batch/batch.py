@@ -120,6 +120,7 @@ def run_job(
             bundle=bundle.manifest.name,
             bundle_sha256=bundle.sha256,
             causal=bundle.manifest.causal,
+            max_gap_frames=bundle.manifest.max_gap_frames,
             engine=engine.name,
             versions=versions(),
             sources=[str(path) for path in job.paths],

@@ -18,25 +18,23 @@ from mbr_live.types import RATE_FPS, UNKNOWN
 Labels = NDArray[np.int8]
 Bouts = NDArray[np.int64]
 
-BRIDGE_FRAMES = RATE_FPS // 2
-"""An unknown stretch up to this long (0.5 s, the usual `max_gap_s` of a bundle) does not end a bout."""
 
-
-def comparable(labels: Labels, truth: Labels) -> tuple[Labels, Labels]:
+def comparable(labels: Labels, truth: Labels, max_gap_frames: int) -> tuple[Labels, Labels]:
     """Labels and truth on the ticks where both can be held against each other; UNKNOWN elsewhere.
 
-    Where the truth is unlabelled nothing is claimed. Short unknown stretches between two 1s become 1, as in the bout
-    log; where the labels are unknown even then, no truth is expected. Longer stretches cut the bouts of both.
+    Where the truth is unlabelled nothing is claimed. Unknown stretches of up to `max_gap_frames` between two 1s become
+    1, as in the bout log; where the labels are unknown even then, no truth is expected. Longer stretches cut the bouts
+    of both.
     """
-    claimed = _bridged(np.where(truth == UNKNOWN, np.int8(UNKNOWN), labels))
-    return claimed, _bridged(np.where(claimed == UNKNOWN, np.int8(UNKNOWN), truth))
+    claimed = _bridged(np.where(truth == UNKNOWN, np.int8(UNKNOWN), labels), max_gap_frames)
+    return claimed, _bridged(np.where(claimed == UNKNOWN, np.int8(UNKNOWN), truth), max_gap_frames)
 
 
-def _bridged(labels: Labels) -> Labels:
+def _bridged(labels: Labels, max_gap_frames: int) -> Labels:
     filled = labels.copy()
     for start, stop in runs(labels, UNKNOWN):
         inside = start > 0 and stop < len(labels)
-        if inside and stop - start <= BRIDGE_FRAMES and labels[start - 1] == labels[stop] == 1:
+        if inside and stop - start <= max_gap_frames and labels[start - 1] == labels[stop] == 1:
             filled[start:stop] = 1
     return filled
 

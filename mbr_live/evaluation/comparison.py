@@ -15,6 +15,8 @@ from mbr_live.label_log import LABELS_SUFFIX, logged_behaviours, read_labels
 from mbr_live.sinks import RUN_SUFFIX, RunManifest, read_run
 from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, MbrError
 
+_USUAL_GAP_FRAMES = RATE_FPS // 2  # of a log whose run does not say it
+
 
 @dataclass(frozen=True, slots=True)
 class Truth:
@@ -54,6 +56,7 @@ class Compared:
     judged: NDArray[np.bool_]  # [N] the marks are somebody's judgement of this tick, not held from an earlier one
     window_px: int  # side of the square around the animal that the model saw
     causal: bool | None  # False: the labels look ahead; None: the log has no run manifest
+    max_gap_frames: int  # an unknown stretch up to this long does not end a bout of the log
 
     @property
     def of_stills(self) -> bool:
@@ -106,6 +109,7 @@ def compare(log: Path, truth: Truth) -> Compared:
         judged=truth.annotations.judged_at(source_frames),
         window_px=(run.window_px if run else None) or CROP_PX,
         causal=run.causal if run else None,
+        max_gap_frames=_USUAL_GAP_FRAMES if run is None or run.max_gap_frames is None else run.max_gap_frames,
     )
 
 

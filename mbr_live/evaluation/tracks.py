@@ -75,7 +75,7 @@ class Track:
 
 def track_of(compared: Compared, k: int) -> Track:
     """Behaviour k of a recording, its labels beside its truth."""
-    claimed, expected = bouts.comparable(compared.labels[:, k], compared.marks[:, k])
+    claimed, expected = bouts.comparable(compared.labels[:, k], compared.marks[:, k], compared.max_gap_frames)
     true_bouts, found_bouts = bouts.bouts_of(expected), bouts.bouts_of(claimed)
     return Track(
         truth=compared.truth,

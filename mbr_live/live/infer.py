@@ -66,8 +66,8 @@ def infer(config: Config) -> None:
         publisher = stack.enter_context(closing(StatusPublisher(config.wire.status, keys)))
         template = RunManifest(
             recording="", mode="live", exit_status="running", started=datetime.now(UTC).isoformat(),
-            bundle=bundle.manifest.name, bundle_sha256=bundle.sha256, engine=engine.name, versions=versions(),
-            sources=[],
+            bundle=bundle.manifest.name, bundle_sha256=bundle.sha256, max_gap_frames=bundle.manifest.max_gap_frames,
+            engine=engine.name, versions=versions(), sources=[],
         )  # fmt: skip
         stop = stack.enter_context(stop_signal())
         lanes = once_there_is_room(

@@ -116,7 +116,9 @@ def _fitted(
             f"warm-up is {whole.manifest.warmup_frames} frames. Validate on longer recordings."
         )
     calibration = "none" if kind == "learnt" else plan.training.calibration
-    fitted = fitting.fit(plan.behaviours, plan.training.threshold, calibration, validated)
+    fitted = fitting.fit(
+        plan.behaviours, plan.training.threshold, calibration, validated, whole.manifest.max_gap_frames
+    )
     scale, offset = (
         np.array([getattr(each, name) for each in fitted.calibrations], np.float32) for name in ("scale", "offset")
     )

@@ -80,10 +80,11 @@ class _Track:
     probabilities: NDArray[np.float64]  # [M]
     truth: Marks  # [M] of the judged frames
     marks: Marks  # [M] held in between: bouts are made of these
+    max_gap_frames: int  # unknown stretches up to this long do not end a bout
 
 
-def _track(stretch: Validated, k: int) -> _Track:
-    return _Track(stretch.probabilities[:, k], stretch.truth[:, k], stretch.marks[:, k])
+def _track(stretch: Validated, k: int, max_gap_frames: int) -> _Track:
+    return _Track(stretch.probabilities[:, k], stretch.truth[:, k], stretch.marks[:, k], max_gap_frames)
 
 
 def probabilities_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -93,9 +94,16 @@ def probabilities_of(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def fit(
-    specs: Sequence[BehaviourSpec], rule: ThresholdRule, kind: CalibrationKind, validated: Sequence[Validated]
+    specs: Sequence[BehaviourSpec],
+    rule: ThresholdRule,
+    kind: CalibrationKind,
+    validated: Sequence[Validated],
+    max_gap_frames: int,
 ) -> Fitted:
-    """Fit everything that the dataset file leaves to the validation recordings; without these, it leaves nothing."""
+    """Fit everything that the dataset file leaves to the validation recordings; without these, it leaves nothing.
+
+    `max_gap_frames` are those of the bundle.
+    """
     if not validated:
         return Fitted(tuple(_start(spec, rule) for spec in specs), (Calibration(),) * len(specs), (), ())
     calibrations = []
@@ -105,7 +113,7 @@ def fit(
         logits = np.concatenate([stretch.logits[:, k] for stretch in validated])
         calibrations.append(fit_calibration(kind, logits[labelled], truth[labelled] == 1))
     calibrated = tuple(_calibrated(stretch, calibrations) for stretch in validated)
-    tracks = [[_track(each, k) for each in calibrated] for k in range(len(specs))]
+    tracks = [[_track(each, k, max_gap_frames) for each in calibrated] for k in range(len(specs))]
     grid = _ENTER_THRESHOLDS if kind == "none" else _CALIBRATED_THRESHOLDS
     behaviours = tuple(_decided(spec, rule, grid, of) for spec, of in zip(specs, tracks, strict=True))
     fits = tuple(
@@ -206,7 +214,8 @@ def _bout_f1(labels: Sequence[NDArray[np.bool_]], tracks: Sequence[_Track]) -> f
     """Of bouts that overlap by half of their union, as `evaluate` counts them."""
     matched, all_bouts = 0, 0
     for found, track in zip(labels, tracks, strict=True):
-        claimed, expected = map(bouts.bouts_of, bouts.comparable(found.astype(np.int8), track.marks))
+        both = bouts.comparable(found.astype(np.int8), track.marks, track.max_gap_frames)
+        claimed, expected = map(bouts.bouts_of, both)
         matched += len(bouts.matched(expected, claimed, _BOUT_IOU))
         all_bouts += len(expected) + len(claimed)
     return 2 * matched / all_bouts if all_bouts else 0.0

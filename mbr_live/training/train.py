@@ -121,9 +121,12 @@ def train_on(
                 ).run()
                 curves.close()
         _check_judged(plan, recordings, learnt.validated)
-        fitted = fitting.fit(plan.behaviours, plan.training.threshold, plan.training.calibration, learnt.validated)
+        settings = plan.training
+        fitted = fitting.fit(
+            plan.behaviours, settings.threshold, settings.calibration, learnt.validated, plan.max_gap_frames
+        )
         card = training_card(plan, recordings, learnt.steps, {"torch": torch.__version__}, fitted)
-        if plan.training.calibration != "none":
+        if settings.calibration != "none":
             temporal = Calibrated(
                 temporal, [each.scale for each in fitted.calibrations], [each.offset for each in fitted.calibrations]
             )
