@@ -76,6 +76,11 @@ class Annotations:
         return shown
 
 
+def where_judged(marks: Marks, judged: NDArray[np.bool_]) -> Marks:
+    """Marks [N, K] of the frames that somebody judged [N]; UNKNOWN in the others."""
+    return np.where(judged[:, None], marks, UNKNOWN).astype(np.int8)
+
+
 def runs(marks: NDArray[np.int8], value: int = 1) -> NDArray[np.int64]:
     """First frame and frame after the last of every run of `value` in `marks` [N]; int64 [runs, 2]."""
     edges = np.diff((marks == value).astype(np.int8), prepend=0, append=0)

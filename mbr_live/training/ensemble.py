@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from mbr_live import __version__
-from mbr_live.annotation.marks import runs
+from mbr_live.annotation.marks import runs, where_judged
 from mbr_live.batch.batch import Job, run_job
 from mbr_live.bundle import Bundle, check_replaceable, load_bundle, write_bundle
 from mbr_live.datasets.dataset import Dataset, Progress, cache_folder, read_dataset
@@ -169,15 +169,10 @@ def _logits(compared: Compared) -> NDArray[np.float32]:
     return logits
 
 
-def _truth(compared: Compared) -> NDArray[np.int8]:
-    """[N, K] where somebody judged."""
-    return np.where(compared.judged[:, None], compared.marks, UNKNOWN).astype(np.int8)
-
-
 def _learnt(said: Sequence[Sequence[Compared]], behaviours: int) -> Weights:
     """Weights by all frames that everybody says something of and that somebody judged."""
     logits = np.stack([np.concatenate([_logits(each) for each in of_member]) for of_member in said])
-    truth = np.concatenate([_truth(each) for each in said[0]])
+    truth = np.concatenate([where_judged(each.marks, each.judged) for each in said[0]])
     weights, offset = np.empty((len(said), behaviours), np.float32), np.empty(behaviours, np.float32)
     for k in range(behaviours):
         known = (truth[:, k] != UNKNOWN) & ~np.isnan(logits[:, :, k]).any(axis=0)

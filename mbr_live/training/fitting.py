@@ -17,7 +17,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mbr_live.annotation.marks import Marks, runs
+from mbr_live.annotation.marks import Marks, runs, where_judged
 from mbr_live.datasets.settings import BehaviourSpec, CalibrationKind, ThresholdRule
 from mbr_live.evaluation import bouts
 from mbr_live.evaluation.scoring import average_precision, calibration, calibration_error, f1
@@ -55,7 +55,7 @@ class Validated:
     @property
     def truth(self) -> Marks:
         """[M, K] of the judged frames; UNKNOWN in the others."""
-        return np.where(self.judged[:, None], self.marks, UNKNOWN).astype(np.int8)
+        return where_judged(self.marks, self.judged)
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
