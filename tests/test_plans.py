@@ -13,7 +13,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -26,7 +28,7 @@ from mbr_live.bundle import Bundle, load_bundle
 from mbr_live.config import DEMO_BUNDLE
 from mbr_live.engines import tensorrt_build
 from mbr_live.engines.choice import engine_of, open_live_engine
-from mbr_live.engines.gpu_probe import probe_gpus
+from mbr_live.engines.gpu_probe import Gpu, probe_gpus
 from mbr_live.engines.plans import PlanHeader, PlanKey, kept_plans, read_plan, write_plan, write_whole
 from mbr_live.engines.tensorrt_api import NEEDED
 from mbr_live.engines.tensorrt_child import graph_for, layer_precisions
@@ -37,7 +39,7 @@ from mbr_live.types import MbrError
 
 KEY = PlanKey(
     tensorrt="10.3.0", gpu="NVIDIA H100", compute_capability="9.0", driver="12.8", bundle="demo",
-    graph_sha256="0" * 64, precision="f16", batch=8,
+    graph_sha256="0" * 64, precision="f16", converter="onnxruntime 1.20.0", batch=8,
 )  # fmt: skip
 PLAN = bytes(range(256)) * 40
 
@@ -88,7 +90,7 @@ def test_a_file_that_cannot_be_written_whole_is_as_it_was_before(
 
 @pytest.mark.parametrize("field", sorted(set(PlanKey.model_fields) - {"format"}))
 def test_a_plan_of_anything_else_is_another_plan(field: str, tmp_path: Path) -> None:
-    """Of another driver, GPU, version, graph, precision or batch."""
+    """Of another driver, GPU, version, graph, precision, converter or batch."""
     write_plan(tmp_path, header(), PLAN)
     other = {"precision": "f32", "batch": 9}.get(field, "1" * 64)
     changed = KEY.model_copy(update={field: other})
@@ -150,6 +152,25 @@ def test_a_graph_in_float16_computes_nearly_the_same(demo_bundle: Bundle) -> Non
     assert 0 < np.linalg.norm(half - exact) < 0.01 * np.linalg.norm(exact)
     types = {each.data_type for each in onnx.load_from_string(graph_for(demo_bundle, "f16")).graph.initializer}
     assert onnx.TensorProto.FLOAT16 in types
+
+
+def test_the_key_of_a_plan_tells_what_converted_its_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph in float16 depends on the library that makes it, others on the bundle alone."""
+    monkeypatch.setattr(tensorrt_build, "tensorrt", lambda: SimpleNamespace(__version__="10.3.0"))
+    monkeypatch.setattr(tensorrt_build, "_gpu", lambda: Gpu("NVIDIA H100", 81559, "9.0"))
+    monkeypatch.setattr(tensorrt_build, "Cuda", lambda: SimpleNamespace(driver_version=lambda: "12.8"))
+    bundle = load_bundle(DEMO_BUNDLE)
+    now = {precision: tensorrt_build.plan_key(bundle, precision, 1) for precision in ("f32", "f16", "int8")}
+    monkeypatch.setattr(tensorrt_build, "version", lambda name: f"of another {name}")
+    later = {precision: tensorrt_build.plan_key(bundle, precision, 1) for precision in ("f32", "f16", "int8")}
+    assert {precision for precision in now if now[precision].file_name != later[precision].file_name} == {"f16"}
+
+    def gone(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(tensorrt_build, "version", gone)
+    with pytest.raises(MbrError, match=r"tensorrt-f16: onnxruntime is not installed.*mbr-live\[gpu\]"):
+        tensorrt_build.plan_key(bundle, "f16", 1)
 
 
 def test_precisions_are_read_back_from_what_the_inspector_says() -> None:

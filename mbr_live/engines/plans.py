@@ -36,6 +36,7 @@ class PlanKey(BaseModel):
     bundle: str  # its name, for people
     graph_sha256: str  # of the ONNX file
     precision: GpuPrecision
+    converter: str  # versions of what makes the graph of that precision; "" where it is the ONNX file itself
     batch: int  # lanes at a time
 
     @property

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from mbr_live.bundle import Bundle
@@ -18,6 +19,7 @@ from mbr_live.manifest import FEATURES, FEATURES_INT8
 from mbr_live.types import MbrError
 
 BUILD_TIMEOUT_S = 1800.0
+_CONVERTS_TO_F16 = ("onnxruntime", "onnx")
 
 
 def plan_key(bundle: Bundle, precision: GpuPrecision, batch: int) -> PlanKey:
@@ -31,8 +33,22 @@ def plan_key(bundle: Bundle, precision: GpuPrecision, batch: int) -> PlanKey:
         bundle=bundle.manifest.name,
         graph_sha256=hashlib.sha256(bundle.read(graph_file(bundle, precision))).hexdigest(),
         precision=precision,
+        converter=converter(precision),
         batch=batch,
     )
+
+
+def converter(precision: GpuPrecision) -> str:
+    """Versions of what makes the graph of a precision; "" where a file of the bundle is the graph."""
+    if precision != "f16":
+        return ""
+    try:
+        return ", ".join(f"{name} {version(name)}" for name in _CONVERTS_TO_F16)
+    except PackageNotFoundError as error:
+        raise MbrError(
+            f"engine tensorrt-f16: {error.name} is not installed, which makes its graph. "
+            "Run: pip install 'mbr-live[gpu]', or use another engine."
+        ) from error
 
 
 def build_command(bundle: Path, precision: GpuPrecision, batch: int, folder: Path) -> list[str]:
