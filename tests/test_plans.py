@@ -29,7 +29,7 @@ from mbr_live.config import DEMO_BUNDLE
 from mbr_live.engines import tensorrt_build
 from mbr_live.engines.choice import engine_of, open_live_engine
 from mbr_live.engines.gpu_probe import Gpu, probe_gpus
-from mbr_live.engines.plans import PlanHeader, PlanKey, kept_plans, read_plan, write_plan, write_whole
+from mbr_live.engines.plans import PlanHeader, PlanKey, kept_plans, read_plan, timings_file, write_plan, write_whole
 from mbr_live.engines.tensorrt_api import NEEDED
 from mbr_live.engines.tensorrt_child import graph_for, layer_precisions
 from mbr_live.live.run import System
@@ -99,6 +99,16 @@ def test_a_plan_of_anything_else_is_another_plan(field: str, tmp_path: Path) -> 
     (tmp_path / KEY.file_name).rename(tmp_path / changed.file_name)
     assert read_plan(tmp_path, changed) is None
     assert kept_plans(tmp_path)[0].problem == "its name is that of another plan"
+
+
+@pytest.mark.parametrize("field", ["tensorrt", "gpu", "compute_capability", "driver"])
+def test_what_was_measured_on_another_machine_is_not_taken(field: str, tmp_path: Path) -> None:
+    """Where a graphics card or TensorRT was changed, or two machines share a home."""
+    assert timings_file(tmp_path, KEY.model_copy(update={field: "another"})) != timings_file(tmp_path, KEY)
+    same = KEY.model_copy(update={"bundle": "other", "graph_sha256": "1" * 64, "batch": 1, "precision": "f32"})
+    assert timings_file(tmp_path, same) == timings_file(tmp_path, KEY)
+    write_whole(timings_file(tmp_path, KEY), b"measured")
+    assert kept_plans(tmp_path) == []
 
 
 @given(st.data())
@@ -294,14 +304,14 @@ def test_plans_are_listed_and_removed(tmp_path: Path, monkeypatch: pytest.Monkey
     folder = tmp_path / "mbr-live" / "plans"
     path = write_plan(folder, header(), PLAN)
     done = mbr_live("engine", "list")
-    assert done.returncode == 0 and "NVIDIA" in done.stdout
+    assert done.returncode == 0 and "NVIDIA" in done.stdout and path.name in done.stdout
     path.write_bytes(path.read_bytes()[:-1])
     done = mbr_live("engine", "list")
     assert done.returncode == 1 and "cut off" in done.stdout
     done = mbr_live("engine", "remove", "nothing.plan")
     assert done.returncode == 2 and path.exists()
-    done = mbr_live("engine", "remove", path.name)
-    assert done.returncode == 0 and not path.exists()
+    done = mbr_live("engine", "remove", path.name, path.name)
+    assert done.returncode == 0 and not path.exists(), done.stderr
 
 
 BUILDING = "print('building, which takes minutes', flush=True)"

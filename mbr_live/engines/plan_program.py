@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mbr_live.engines.plans import GpuPrecision, kept_plans, plan_folder
 from mbr_live.engines.tensorrt_build import build_in_child
@@ -27,7 +27,8 @@ def build_program(bundle: Path, precision: GpuPrecision, batch: int) -> None:
 def list_program() -> int:
     """Print the plans; 1 where one can not be used."""
     folder, problems = plan_folder(), []
-    table = Table("bundle", "precision", "lanes", "GPU", "TensorRT", "MB", "convolutions", "built", title=str(folder))
+    plan = Column("plan", no_wrap=True)  # what `remove` takes; it tells bundle, precision and lanes
+    table = Table(plan, "GPU", "TensorRT", "MB", "convolutions", "built", title=str(folder))
     for kept in kept_plans(folder):
         header = kept.header
         if header is None:
@@ -35,10 +36,7 @@ def list_program() -> int:
             continue
         key = header.key
         layers = ", ".join(f"{name} ({count})" for name, count in header.layers.items())
-        table.add_row(
-            key.bundle, key.precision, str(key.batch), key.gpu, key.tensorrt, f"{header.plan_bytes / 1e6:.1f}", layers,
-            header.built,
-        )  # fmt: skip
+        table.add_row(kept.path.name, key.gpu, key.tensorrt, f"{header.plan_bytes / 1e6:.1f}", layers, header.built)
     console = Console(soft_wrap=True)
     console.print(table)
     for problem in problems:
@@ -57,6 +55,6 @@ def remove_program(names: list[str], *, every: bool) -> None:
             f"engine remove: there is no plan {', '.join(strangers)} in {plan_folder()}, only "
             f"{', '.join(known) or 'none'}. Nothing was removed."
         )
-    for name in known if every else names:
+    for name in known if every else dict.fromkeys(names):
         known[name].unlink()
         print(f"removed {known[name]}")

@@ -74,6 +74,14 @@ def plan_folder() -> Path:
     return Path(base) / "mbr-live" / "plans"
 
 
+def timings_file(folder: Path, key: PlanKey) -> Path:
+    """Where what one build has measured is kept for the next, which need not measure it: of one GPU and one TensorRT,
+    since elsewhere another kernel is the fastest, or computes something else.
+    """
+    measured_on = (key.tensorrt, key.gpu, key.compute_capability, key.driver)
+    return folder / f"timing-{hashlib.sha256(' '.join(measured_on).encode()).hexdigest()[:16]}.cache"
+
+
 def write_plan(folder: Path, header: PlanHeader, plan: bytes) -> Path:
     """Keep a plan, in place of one with the same key. MbrError where the disk does not take it."""
     path = folder / header.key.file_name

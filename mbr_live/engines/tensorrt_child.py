@@ -18,14 +18,13 @@ import onnx
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from mbr_live.bundle import Bundle, load_bundle
-from mbr_live.engines.plans import GpuPrecision, PlanHeader, PlanKey, write_plan, write_whole
+from mbr_live.engines.plans import GpuPrecision, PlanHeader, PlanKey, timings_file, write_plan, write_whole
 from mbr_live.engines.protocol import Ports, feature_ports
 from mbr_live.engines.tensorrt_api import network_flags, precision_flags, tensorrt
 from mbr_live.engines.tensorrt_build import graph_file, plan_key
 from mbr_live.types import MbrError
 
 _WORKSPACE_BYTES = 1 << 30
-_TIMING_CACHE = "timing.cache"  # beside the plans: what one build measured, the next need not
 
 
 def main(arguments: list[str]) -> None:
@@ -70,9 +69,9 @@ def _built(bundle: Bundle, key: PlanKey, folder: Path) -> tuple[bytes, dict[str,
         raise MbrError(f"Bundle {bundle.path}: TensorRT {trt.__version__} cannot read its feature network: {said}")
     inputs, _ = feature_ports(bundle, key.batch)
     config = _config(trt, builder, key.precision, inputs)
-    timings = folder / _TIMING_CACHE
+    timings = timings_file(folder, key)
     cache = config.create_timing_cache(timings.read_bytes() if timings.exists() else b"")
-    config.set_timing_cache(cache, True)
+    config.set_timing_cache(cache, False)
     print("building, which takes minutes", flush=True)
     serialised = builder.build_serialized_network(network, config)
     if serialised is None:
