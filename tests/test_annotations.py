@@ -137,6 +137,30 @@ def test_simba(tmp_path: Path, format_: Format) -> None:
     assert findings == () and shown(annotations, "grooming") == [[0, 7]]
 
 
+@pytest.mark.parametrize("column", ["frame", "Frame number", ""])
+@pytest.mark.parametrize(
+    ("numbers", "row"),
+    [
+        ([*range(FRAMES)], None),
+        ([*range(1, FRAMES + 1)], None),
+        ([*range(40), *range(FRAMES - 40)], None),  # two tables on end
+        ([3] * FRAMES, 1),
+        ([*range(10, FRAMES)], 1),
+        ([*range(40), *range(41, FRAMES)], 41),
+        ([*range(40), 39, *range(40, FRAMES - 1)], 41),
+        ([f"{number}.5" for number in range(FRAMES)], None),  # whatever that is
+    ],
+)
+def test_a_table_that_leaves_frames_out_is_not_taken_for_one_of_every_frame(
+    tmp_path: Path, column: str, numbers: list[object], row: int | None
+) -> None:
+    for header, marks in (("background,grooming,rearing", "1,0,0"), ("grooming,rearing", "0,0")):
+        rows = [f"{column},{header}", *(f"{number},{marks}" for number in numbers)]
+        _, findings = read(written(tmp_path / "mouse1.csv", "\n".join(rows) + "\n"))
+        assert [each.kind for each in findings] == ([] if row is None else ["invalid_format"])
+        assert row is None or f"row {row} below the header" in findings[0].text
+
+
 # Sparse rows.
 
 

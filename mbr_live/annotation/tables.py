@@ -27,6 +27,7 @@ LARGEST = 1e9  # of a frame's number and a time in s; beyond it is no recording,
 _LATE_NS = 500_000_000  # a time this far from the video is of another one
 _NOT_A_NUMBER = ("nan", "na", "n/a", "none", "null")
 _WORDS = {"": 0.0, "true": 1.0, "false": 0.0}
+_COUNTS = ("frame", "frames", "frame number", "frame index")  # what a column of frame numbers is called
 _HEADER_ROWS = 60  # a preamble before the header is not longer than this
 
 
@@ -75,6 +76,7 @@ def header_of(path: Path, needed: Collection[str] = ()) -> tuple[int, list[str]]
 def read_frames(path: Path, wanted: Collection[str]) -> LabelTable:
     """A row per source frame and a 0/1 column per behaviour; blanks are 0, columns that are not `wanted` nothing."""
     header = header_of(path)[1]
+    _check_every_frame(path, header)
     places = [place for place, name in enumerate(header) if plain(name) in wanted]
     marks, findings = _marks(path, header, places)
     names = tuple(header[place] for place in places)
@@ -84,10 +86,30 @@ def read_frames(path: Path, wanted: Collection[str]) -> LabelTable:
 def read_deepethogram(path: Path) -> LabelTable:
     """DeepEthogram: an unnamed count of frames, `background`, then behaviours; -1 is not labelled."""
     header = header_of(path, ("background",))[1]
+    _check_every_frame(path, header)
     places = [place for place, name in enumerate(header) if plain(name) not in ("", "background")]
     marks, findings = _marks(path, header, places)
     names = tuple(header[place] for place in places)
     return LabelTable(names, marks, None, counts_frames=True, findings=findings)
+
+
+def _check_every_frame(path: Path, header: Sequence[str]) -> None:
+    """MbrError where a table that numbers its frames leaves some out: the n-th row is taken for the n-th source frame.
+
+    Numbers may begin with 0 or 1, and do so again where tables were put on end.
+    """
+    places = [place for place, name in enumerate(header) if plain(name) in _COUNTS or (place == 0 and not plain(name))]
+    for place, texts in zip(places, _columns(path, header, places), strict=True):
+        if not all(re.fullmatch(r"\d+(\.0*)?", text.strip()) for text in texts):
+            continue  # no numbers of frames
+        numbers = np.array(texts, np.float64)
+        wrong = np.flatnonzero((np.diff(numbers, prepend=-1.0) != 1.0) & (numbers > 1.0))
+        if len(wrong):
+            raise MbrError(
+                f"{path}: row {wrong[0] + 1} below the header is of frame {numbers[wrong[0]]:.0f} (column "
+                f"{header[place]!r}). Expected a row for every source frame. Add the missing rows, with -1, or call "
+                "that column source_frame and count from 0."
+            )
 
 
 def read_sparse(path: Path, wanted: Collection[str], frames: int) -> LabelTable:
