@@ -138,8 +138,9 @@ def clips(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_clips_show_the_behaviour_of_their_class(clips: Path) -> None:
-    dataset = lab(clips, CLIPS, head=HEAD + "window_px = 40\n")
+@pytest.mark.parametrize("pattern", [r"^(cage\d)", r"^(cage\d)?", r"^(cage\d|)"])
+def test_clips_show_the_behaviour_of_their_class(clips: Path, pattern: str) -> None:
+    dataset = lab(clips, CLIPS.replace(r"^(cage\d)", pattern), head=HEAD + "window_px = 40\n")
     made = specs_of(dataset)
     assert {name: (spec.group, spec.split) for name, spec in made.items()} == {
         "grooming-cage1_5": ("cage1", "train"),
@@ -183,6 +184,7 @@ def test_clips_whose_session_is_not_known_can_be_left_out(clips: Path) -> None:
         ("[[folders]]\nvideos = '*.mp4'\ngroup_pattern = 'm'\n", "0 capture groups"),
         ("[[folders]]\nvideos = '*.mp4'\ngroup_pattern = '(m'\n", "no regular expression"),
         ("[[folders]]\nvideos = '*.mp4'\ngroup_pattern = '(m)'\n", "is not in its name"),
+        ("[[folders]]\nvideos = '*.mp4'\ngroup_pattern = '(m)?'\n", "is not in its name"),
         (CLIPS, "window_px"),
         (CLIPS.replace("rearing =", "flying ="), "flying"),
         (entry("a.mp4", format="excel"), r"recordings 'a\.mp4'\.format.*found 'excel'"),

@@ -182,10 +182,9 @@ def folder_specs(entry: VideoFolder, folder: Path, default_group: str | None) ->
     for path in found:
         group = entry.group or default_group
         if entry.group_pattern is not None:
-            match = re.search(entry.group_pattern, path.stem)
-            if match is None:
+            group = _group_in(path.stem, entry.group_pattern)
+            if group is None:
                 raise MbrError(f"{path}: group_pattern {entry.group_pattern!r} is not in its name. Mend the pattern.")
-            group = match[1]
         yield video_spec(
             VideoRecording(
                 name=_filled(entry.name, path.stem),
@@ -214,14 +213,20 @@ def clip_specs(entry: ClipFolder, folder: Path) -> Iterator[RecordingSpec]:
         if not clips:
             raise MbrError(f"Clips {root / name}: found no video there. Expected a folder of clips for each class.")
         for path in clips:
-            match = re.search(entry.group_pattern, path.stem)
-            if match is None and entry.unmatched == "skip":
+            found = _group_in(path.stem, entry.group_pattern)
+            if found is None and entry.unmatched == "skip":
                 continue
-            group, split = (match[1], entry.split) if match else (f"{Path(entry.folder).name}-unmatched", "train")
+            group, split = (found, entry.split) if found else (f"{Path(entry.folder).name}-unmatched", "train")
             clip = Clip(path, shown[name])
             yield RecordingSpec(
-                f"{name}-{path.stem}", path.stem, group, entry.camera, entry.condition, split, clip, match is not None
+                f"{name}-{path.stem}", path.stem, group, entry.camera, entry.condition, split, clip, found is not None
             )
+
+
+def _group_in(stem: str, pattern: str) -> str | None:
+    """What the capture group of a pattern holds in the name of a video; None where it holds nothing."""
+    match = re.search(pattern, stem)
+    return (match[1] or None) if match else None
 
 
 def clip_findings(entry: ClipFolder, folder: Path) -> Iterator[Finding]:
