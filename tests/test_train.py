@@ -122,6 +122,14 @@ def test_same_seed_gives_the_same_weights_and_another_does_not(trained: Bundle, 
         assert again.read(name) == trained.read(name) != other.read(name)
 
 
+@pytest.mark.parametrize("problems", ["", '[problems]\nempty_behaviour = "ignore"\n'])
+def test_a_behaviour_without_an_example_is_named(
+    cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, problems: str
+) -> None:
+    train(written(tmp_path / "a.toml", TINY + problems), tmp_path / "a", progress=silent, cache=cache)
+    assert ("tiny: grooming is shown in no recording that is trained on" in caplog.text) == (not problems)
+
+
 def test_a_training_that_was_killed_goes_on_to_the_same_weights(
     trained: Bundle, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ same weights.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -46,6 +47,8 @@ from mbr_live.training.sequence_stage import Follow, standardise, train_on_seque
 from mbr_live.training.temporal import Calibrated, TemporalModel
 from mbr_live.training.validation import Validation
 from mbr_live.types import UNKNOWN, MbrError
+
+log = logging.getLogger(__name__)
 
 THREADS = 2  # a fixed number, since sums in another order give other weights
 SMALL_THREADS = 1  # without a trunk there is too little to share: two would wait for each other
@@ -112,6 +115,7 @@ def train_on(
             temporal = temporal_of(plan.model, extractor.feature_dim if extractor else 0, len(plan.behaviours))
             with feature_network(extractor if plan.model.is_frozen else None, temporal, plan) as published:
                 recordings = preparation.prepare(plan, cache, progress, published)
+                _warn_of_what_is_not_shown(plan, recordings)
                 key = f"{plan.name}.{_key(plan, recordings)}"
                 checkpoints = Checkpoints((checkpoints_in or cache) / f"{key}.checkpoints")
                 held.enter_context(alone((checkpoints_in or cache) / f"{key}.lock", _UNDER_WAY.format(plan.name)))
@@ -134,6 +138,17 @@ def train_on(
         bundle = write_model(out, plan, fitted.behaviours, card, extractor, temporal, reference)
         checkpoints.clear()
     return bundle
+
+
+def _warn_of_what_is_not_shown(plan: Dataset, recordings: Sequence[Recording]) -> None:
+    """Nothing can be learnt of a behaviour without an example, and its labels would be taken for a finding."""
+    taught = [recording.truth for recording in recordings if recording.split == "train"]
+    for k, behaviour in enumerate(plan.behaviours):
+        if plan.problems.empty_behaviour != "ignore" and not any(np.any(truth[:, k] == 1) for truth in taught):
+            log.warning(
+                "Dataset %s: %s is shown in no recording that is trained on, so nothing can be learnt of it. Add one, "
+                "or leave the behaviour out.", plan.name, behaviour.name,
+            )  # fmt: skip
 
 
 def _check_judged(plan: Dataset, recordings: Sequence[Recording], validated: Sequence[Validated]) -> None:
