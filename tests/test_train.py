@@ -346,6 +346,12 @@ def test_the_demo_dataset_is_valid() -> None:
         ('"validation"', '"train"', "no validation recordings"),
         ('"validation"', '"test"', "no validation recordings"),
         ("frame_steps", "frame_stepz", r"training\.frame_stepz"),
+        ("[training]", "[training]\nunscored_frames = 20", "unscored_frames = 20 leaves nothing to learn from of 20"),
+        (
+            "[training]",
+            "[training]\nunscored_frames = 6\nfine_tuning = { steps = 1, clip_frames = 6 }",
+            "unscored_frames = 6 leaves nothing to learn from of 6",
+        ),
         ('name = "rearing"', 'colour = "red"', r"behaviours 2\.name"),
     ],
 )

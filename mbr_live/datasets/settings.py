@@ -113,6 +113,17 @@ class TrainingSettings(Section):
     early_stopping: EarlyStopping = EarlyStopping()
     fine_tuning: FineTuning = FineTuning()
 
+    @model_validator(mode="after")
+    def _scores_something(self) -> Self:
+        tuning = self.fine_tuning
+        shortest = min(self.sequence_frames, tuning.clip_frames) if tuning.steps else self.sequence_frames
+        if self.unscored_frames >= shortest:
+            raise ValueError(
+                f"unscored_frames = {self.unscored_frames} leaves nothing to learn from of {shortest} frames "
+                "(sequence_frames, or clip_frames of fine_tuning): give fewer"
+            )
+        return self
+
     @property
     def takes_crops_again(self) -> bool:
         """Whether crops are wanted once their features are known: changed copies, and what fine-tuning learns from."""
