@@ -26,7 +26,7 @@ from rich.progress import track
 from rich.table import Table
 from sklearn.ensemble import ExtraTreesClassifier
 
-from mbr_live.annotation.marks import Marks
+from mbr_live.annotation.marks import Marks, where_judged
 from mbr_live.datasets.dataset import Dataset, cache_folder, read_dataset
 from mbr_live.datasets.splits import Fold
 from mbr_live.datasets.variation import Variation
@@ -101,7 +101,7 @@ def _labelled(
     if recording.channels is None:
         raise ValueError(f"{recording.name} was prepared without channels")
     found = []
-    truth = np.where(recording.judged[:, None], recording.truth, UNKNOWN).astype(np.int8)
+    truth = where_judged(recording.truth, recording.judged)
     for stretch in stretches(recording.ticks, max_gap_frames):
         labelled = stretch.known & (np.cumsum(stretch.known) > warmup_frames)
         values = _statistics(recording.channels[stretch.rows][:, measures])
