@@ -565,6 +565,18 @@ def test_a_label_file_that_is_not_there_or_not_text(tmp_path: Path) -> None:
         assert text in read(tmp_path / name)[1][0].text
 
 
+def test_a_missing_column_is_found_beside_files_that_have_no_header(
+    tmp_path: Path, savemat: Callable[..., None]
+) -> None:
+    table = written(tmp_path / "mouse1.csv", frame_table("digging,x", ["0,5"]))
+    scores = {"t0s": cell([11.0]), "t1s": cell([21.0]), "scores": cell(np.zeros(FRAMES))}
+    savemat(tmp_path / "SCORES.MAT", {"allScores": scores, "behaviorName": "Grooming"})
+    for other, kinds in (("none.csv", ["invalid_format", "missing_column"]), ("SCORES.MAT", ["missing_column"])):
+        _, findings = read([tmp_path / other, table], {"digging": ("digging",), "rearing": ("rearing",)})
+        assert [each.kind for each in findings if each.kind != "unknown_behaviour"] == kinds
+        assert any("the labels have 'digging', 'x'" in each.text for each in findings)
+
+
 def test_an_unknown_header_names_what_it_has(tmp_path: Path) -> None:
     with pytest.raises(MbrError, match="likes, shares"):
         recognised(written(tmp_path / "a.csv", "likes,shares\n1,0\n"))

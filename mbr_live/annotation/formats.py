@@ -88,7 +88,7 @@ def read_annotations(
     found = {name: _marks_of(tables, spelling, frames) for name, spelling in spellings.items()}
     for behaviour, names in columns.items():
         if missing := [name for name in names if found[name] is None]:
-            findings.append(Finding("missing_column", _missing_column(paths, behaviour, missing)))
+            findings.append(Finding("missing_column", _missing_column(readable, behaviour, missing)))
     marks = np.column_stack([_any_of([found[name] for name in names], frames) for names in columns.values()])
     findings += _unknown(tables, frozenset().union(*spellings.values()))
     return Annotations(tuple(columns), marks, _judged(tables, frames)), tuple(findings)
@@ -220,7 +220,7 @@ def _laid_over(
 
 
 def _missing_column(paths: Sequence[Path], behaviour: str, missing: Sequence[str]) -> str:
-    header = [name for path in paths if path.suffix != ".mat" for name in header_of(path)[1] if name]
+    header = [name for path in paths if path.suffix.lower() != ".mat" for name in header_of(path)[1] if name]
     known = [plain(name) for name in header]
     close = dict.fromkeys(match for name in missing for match in get_close_matches(plain(name), known, cutoff=0.5))
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

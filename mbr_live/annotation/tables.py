@@ -99,7 +99,7 @@ def _check_every_frame(path: Path, header: Sequence[str]) -> None:
     Numbers may begin with 0 or 1, and do so again where tables were put on end.
     """
     places = [place for place, name in enumerate(header) if plain(name) in _COUNTS or (place == 0 and not plain(name))]
-    for place, texts in zip(places, _columns(path, header, places), strict=True):
+    for place, texts in zip(places, _columns(path, header, places) if places else (), strict=True):
         if not all(re.fullmatch(r"\d+(\.0*)?", text.strip()) for text in texts):
             continue  # no numbers of frames
         numbers = np.array(texts, np.float64)
