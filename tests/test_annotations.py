@@ -310,6 +310,9 @@ def test_boris_export_of_several_observations_takes_the_one_of_the_video(tmp_pat
 
     annotations, findings = read(boris(tmp_path / "a.csv", [*bout("mouse1.mp4", 1.0), *bout("mouse2.mp4", 2.0)]))
     assert findings == () and shown(annotations, "grooming") == [[30, 45]]
+    shifted = [row.replace(",0.0,3.0,", ",2.5,3.0,") for row in bout("mouse2.mp4", 2.0)]  # of no concern here
+    annotations, findings = read(boris(tmp_path / "c.csv", [*bout("mouse1.mp4", 1.0), *shifted]))
+    assert findings == () and shown(annotations, "grooming") == [[30, 45]]
     _, findings = read(boris(tmp_path / "b.csv", [*bout("mouse3.mp4", 1.0), *bout("mouse2.mp4", 2.0)]))
     assert findings[0].kind == "invalid_format" and "mouse2, mouse3" in findings[0].text
 

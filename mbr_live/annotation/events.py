@@ -188,11 +188,6 @@ def _boris_rows(path: Path, needed: Sequence[str], videos: Sequence[str]) -> lis
         for line, cells in enumerate(rows_of(path))
         if line > number and any(cells)
     ]
-    offset = next((row["time offset (s)"] for row in rows if row.get("time offset (s)", "").strip(" 0.")), None)
-    if offset:
-        raise MbrError(
-            f"{path}: the observation has a time offset of {offset} s. Set it to 0 in BORIS and export again."
-        )
     named = [_media(row) for row in rows]
     stems = set(map(plain, videos))
     of_video = [row for row, found in zip(rows, named, strict=True) if stems & set(map(plain, found))]
@@ -201,14 +196,22 @@ def _boris_rows(path: Path, needed: Sequence[str], videos: Sequence[str]) -> lis
         for observation in {row.get("observation id", "") for row in of_video}:
             of_observation = [row for row in rows if row.get("observation id", "") == observation]
             _check_times_begin(path, of_observation, videos, next(name for name in _WHEN if name in needed))
-        return of_video
-    if len(observations) == 1 and not any(named):
-        return rows
+    if of_video or (len(observations) == 1 and not any(named)):
+        _check_no_offset(path, of_video or rows)
+        return of_video or rows
     found = sorted({name for each in named for name in each} or observations)[:5]
     raise MbrError(
         f"{path}: found {'events of ' + ', '.join(found) if found else 'no event'}, expected events of "
         f"{', '.join(videos)}. Export that observation; if it has none, give a table of zeros with a row per frame."
     )
+
+
+def _check_no_offset(path: Path, rows: Sequence[Row]) -> None:
+    offset = next((row["time offset (s)"] for row in rows if row.get("time offset (s)", "").strip(" 0.")), None)
+    if offset:
+        raise MbrError(
+            f"{path}: the observation has a time offset of {offset} s. Set it to 0 in BORIS and export again."
+        )
 
 
 def _check_times_begin(path: Path, rows: Sequence[Row], videos: Sequence[str], when: str) -> None:
