@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from mbr_live.bundle import Bundle, load_bundle
 from mbr_live.config import DEMO_BUNDLE
@@ -15,6 +16,10 @@ from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.simulation.camera import record
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# How long an example takes says more of how busy the machine is than of the product.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mbr_live.annotation.formats import Format, read_annotations, recognised
@@ -602,7 +602,6 @@ def test_runs_put_together_again_are_the_marks(values: list[int]) -> None:
 changes = st.dictionaries(st.integers(0, FRAMES - 1), st.sampled_from([-1, 0, 1]), min_size=2)
 
 
-@settings(deadline=None)  # it writes files
 @given(changes)
 def test_sparse_rows_say_the_same_as_a_row_for_every_frame(
     tmp_path_factory: pytest.TempPathFactory, rows: dict[int, int]
@@ -616,7 +615,6 @@ def test_sparse_rows_say_the_same_as_a_row_for_every_frame(
     assert annotations.marks[:, 0].tolist() == [UNKNOWN] * starts[0] + dense
 
 
-@settings(deadline=None)  # it writes files
 @given(
     st.lists(st.tuples(st.integers(0, 80), st.integers(1, 9)), min_size=1, max_size=8),
     st.sampled_from([24, 25, 29.97, 30, 120]),

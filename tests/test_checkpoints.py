@@ -73,7 +73,7 @@ def cut(folder: Path, taken_bytes: int, name: str) -> None:
 
 
 @given(script=SCRIPT, rotation=st.sampled_from(["off", "hour"]))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_going_on_from_a_checkpoint_is_going_on_from_the_rows(
     script: list[tuple[str, int, object]],
     rotation: Literal["off", "hour"],

@@ -198,7 +198,7 @@ def test_members_that_do_not_go_together(tmp_path: Path, change: dict[str, objec
 # Learning weights
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 5), st.integers(10, 300))
 def test_weights_are_not_negative_and_not_worse_than_the_mean(seed: int, members: int, frames: int) -> None:
     rng = np.random.default_rng(seed)

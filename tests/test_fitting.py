@@ -64,7 +64,7 @@ def test_calibration_undoes_what_was_done_to_the_logits(kind: str, scale: float,
     assert error < 0.02
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(2, 200),
@@ -107,7 +107,7 @@ SPECS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(SPECS, st.integers(0, 1000), st.sampled_from(["fit", "shrunk", 0.4]), st.sampled_from(["none", "platt"]))
 def test_what_is_given_stays_and_what_is_fitted_is_not_worse_than_the_usual(
     spec: BehaviourSpec, seed: int, rule: str | float, kind: str

@@ -58,7 +58,7 @@ def film(*silhouettes: Silhouette) -> list[dict[str, float]]:
 places = st.tuples(st.floats(0, WIDTH - 1), st.floats(0, HEIGHT - 1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 2**32 - 1), st.sampled_from([-1, 1]), st.lists(places, min_size=2, max_size=3), st.integers(16, 700)
 )

@@ -262,7 +262,7 @@ def test_of_a_pattern_only_the_largest_parts_are_looked_at() -> None:
     assert len(found) == PARTS_MAX
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(x=st.floats(-50, 150), y=st.floats(-50, 120), side=st.integers(8, 300))
 def test_crop_is_the_edge_replicated_square(x: float, y: float, side: int) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)

@@ -314,7 +314,7 @@ class _Recorder:
         return features[:, :1].repeat(2, axis=1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(["seen", "lost", "missing"]), min_size=1, max_size=60), st.integers(0, 4))
 def test_stretches_are_those_of_training(pattern: list[str], max_gap_frames: int) -> None:
     engine = _Recorder()

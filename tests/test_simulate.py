@@ -244,7 +244,7 @@ def test_rearing_at_the_wall_is_at_the_wall_and_rearing_free_is_not() -> None:
     assert min(gaps["walk"]) > 0.2
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     x=st.floats(-50, 500),
     y=st.floats(-50, 500),
@@ -259,7 +259,7 @@ def test_kept_in_leaves_room_to_every_wall(x: float, y: float, heading: float, s
     assert floor.kept_in(*kept, heading, sides, sides + more) == pytest.approx(kept, abs=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32), fps=st.sampled_from((10.0, 25.0, 30000 / 1001)))
 def test_pose_stays_sound_at_any_rate(seed: int, fps: float) -> None:
     life = Life(square(450), 75, np.random.Generator(np.random.PCG64(seed)))

@@ -42,7 +42,7 @@ def log_with_a_trial(folder: Path) -> TriggerLog:
     return log
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rules, rows, st.integers(0, 20))
 def test_a_new_process_knows_what_the_old_one_did(rule: TriggerRule, conditions: list[int], delivered: int) -> None:
     rule = TriggerRule(**{name: getattr(rule, name) for name in rule.__dataclass_fields__} | {"outputs": ("laser",)})

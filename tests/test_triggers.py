@@ -209,7 +209,7 @@ def test_one_bout_one_trial(rule: TriggerRule, conditions: list[int]) -> None:
     assert all(count == 1 for count in events.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rules, rows, st.integers(0, 80))
 def test_a_restart_at_any_moment_repeats_nothing(rule: TriggerRule, conditions: list[int], at: int) -> None:
     whole, _, _ = play(rule, conditions)

@@ -43,7 +43,7 @@ def channels(*silhouettes: Silhouette) -> dict[str, float]:
 
 
 @given(st.floats(30, WIDTH - 30), st.floats(30, HEIGHT - 30))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_no_change_changes_nothing(x: float, y: float) -> None:
     seen = cut(x, y)
     same = varied(seen, drawn(1))
@@ -53,7 +53,7 @@ def test_no_change_changes_nothing(x: float, y: float) -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, WIDTH - 1), st.floats(0, HEIGHT - 1))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_draw_leaves_a_body_and_the_silhouette_as_it_was(seed: int, x: float, y: float) -> None:
     seen, other = cut(x, y), cut(x + 5, y)
     kept = pickle.dumps((seen, other))
