@@ -4,19 +4,44 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from mbr_live.config import DEMO_BUNDLE, Camera, Config, Simulated, VideoSource, Wire
-from mbr_live.label_log import LabelRow
+from mbr_live.label_log import LabelRow, read_labels
+from mbr_live.live.run import System
 from mbr_live.manifest import Manifest
 from mbr_live.sinks import BOUTS_HEADER, BoutFollower, bout_row
 from mbr_live.stages.decide import Bout
 from mbr_live.wire import free_endpoint
 
+PATIENCE_S = 120.0  # ends a wait for what never comes; how long anything takes on a busy machine is not tested
+
+
+def wait_for(condition: Callable[[], object], what: str, system: System | None = None) -> None:
+    """Wait until something is so, and look after a system meanwhile."""
+    until_s = time.monotonic() + PATIENCE_S
+    while not condition():
+        if system is not None:
+            system.look_after()
+        if time.monotonic() > until_s:
+            said = [child.last_words() for child in (system.inference, *system.captures)] if system else ""
+            raise AssertionError(f"waited {PATIENCE_S:.0f} s for {what} {said}")
+        time.sleep(0.02)
+
+
+def labelled(out: Path, name: str, status: str = "") -> int:
+    """Rows of a label log that a frame served, or those of one status."""
+    path = out / f"{name}.labels.csv"
+    if not path.exists():
+        return 0
+    return sum(row.status == status if status else row.status != "gap" for row in read_labels(path))
+
 
 def mbr_live(
-    *arguments: str | Path, timeout_s: float = 120, cwd: Path | None = None
+    *arguments: str | Path, timeout_s: float = 300, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run `mbr-live` to its end."""
     command = [sys.executable, "-m", "mbr_live", *map(str, arguments)]

@@ -228,9 +228,7 @@ split = "train"
 
 def test_from_the_command_line(demo_bundle: Bundle, box_video: Path, tmp_path: Path) -> None:
     out, lists = tmp_path / "bundle", tmp_path / "calibration"
-    done = mbr_live(
-        "calibrate", "int8", demo_bundle.path, "--videos", box_video, "--out", out, "--lists", lists, timeout_s=300
-    )
+    done = mbr_live("calibrate", "int8", demo_bundle.path, "--videos", box_video, "--out", out, "--lists", lists)
     assert done.returncode == 0, done.stderr
     assert "There was no truth: PR-AUC was not measured." in done.stdout
     assert load_bundle(out).manifest.int8 is not None

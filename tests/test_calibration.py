@@ -13,8 +13,8 @@ import av
 import cv2
 import numpy as np
 import pytest
-from live import mbr_live, system_config
-from test_cameras import free_port, goes_on, until
+from live import mbr_live, system_config, wait_for
+from test_cameras import free_port, goes_on
 
 from mbr_live.cameras.arena import check_in_picture, find_arena, parse_arena
 from mbr_live.cameras.calibration import Circle, Polygon, load_calibration, load_reference, windows_px
@@ -117,7 +117,7 @@ def test_an_alarm_reaches_log_status_and_labels(box_video: Path, tmp_path: Path)
     """A lens that is covered, and uncovered again."""
     film = tmp_path / "film.mkv"
     shown = [frame.pixels for frame in islice(sampled(open_video(box_video), "c"), 20)]
-    write_video(film, [*shown, *[np.zeros_like(shown[0])] * 60, *shown * 6])
+    write_video(film, [*shown, *[np.zeros_like(shown[0])] * 120, *shown * 6])
     config = system_config(tmp_path / "live", Camera(name="cage", source=VideoSource(kind="file", path=film)))
     log = config.out / "cage.camera.csv"
 
@@ -125,12 +125,12 @@ def test_an_alarm_reaches_log_status_and_labels(box_video: Path, tmp_path: Path)
         return [(event.event, event.cause) for event in read_events(log)] if log.exists() else []
 
     with System(config) as system:
-        until(system, lambda: ("alarm", "blind") in events())
+        wait_for(lambda: ("alarm", "blind") in events(), "the alarm", system)
         status = mbr_live("status", config.out / "system.json")
-        until(system, lambda: ("cleared", "blind") in events())
+        wait_for(lambda: ("cleared", "blind") in events(), "the end of it", system)
     assert "blind: the picture is black" in status.stdout
     assert events() == [("began", ""), ("alarm", "blind"), ("cleared", "blind")]
-    assert sum(row.status == "blind" for row in read_labels(config.out / "cage.labels.csv")) == 60
+    assert sum(row.status == "blind" for row in read_labels(config.out / "cage.labels.csv")) == 120
 
 
 def write_video(path: Path, pictures: list[Image]) -> None:

@@ -7,8 +7,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ import pytest
 from cameras import Cable, MjpegServer, RtspServer, free_port, needs_rtsp, write_pictures
 from hypothesis import given
 from hypothesis import strategies as st
-from live import mbr_live, simulated, system_config
+from live import PATIENCE_S, labelled, mbr_live, simulated, system_config, wait_for
 
 from mbr_live.bundle import Bundle
 from mbr_live.cameras import live_camera
@@ -55,30 +56,15 @@ def mjpeg_camera(name: str, port: int, **keys: object) -> Camera:
     return Camera(name=name, source=MjpegCamera(kind="mjpeg", url=f"http://127.0.0.1:{port}/video", **keys))
 
 
-def until(system: System, what: Callable[[], bool], within_s: float = 30.0) -> None:
-    """Look after the system until something is so."""
-    give_up_s = time.monotonic() + within_s
-    while not what():
-        system.look_after()
-        assert time.monotonic() < give_up_s, [child.last_words() for child in system.captures]
-        time.sleep(0.05)
-
-
-def labelled(out: Path, name: str) -> int:
-    """Rows of the label log that a frame served."""
-    path = out / f"{name}.labels.csv"
-    return sum(row.status != "gap" for row in read_labels(path)) if path.exists() else 0
-
-
 def goes_on(system: System, name: str, frames: int = 10) -> None:
     """Wait for so many more labelled frames of a camera."""
     before = labelled(system.config.out, name)
-    until(system, lambda: labelled(system.config.out, name) >= before + frames)
+    wait_for(lambda: labelled(system.config.out, name) >= before + frames, f"labels of {name}", system)
 
 
 def is_lost(system: System, name: str) -> None:
     path = system.config.out / f"{name}.camera.csv"
-    until(system, lambda: path.exists() and list(read_events(path))[-1].event == "lost")
+    wait_for(lambda: path.exists() and list(read_events(path))[-1].event == "lost", f"the loss of {name}", system)
 
 
 def causes(out: Path, name: str) -> list[str]:
@@ -93,7 +79,7 @@ def every_gap_is_in_the_outage_log(out: Path, name: str) -> None:
     missed = {tick for first, last in gap_ranges(rows) for tick in range(first, last + 1)}
     for outage in outages:
         assert outage.last_frame is not None
-        assert outage.duration_s == pytest.approx((outage.last_frame - outage.first_frame + 2) / 10, abs=0.11)
+        assert outage.duration_s == pytest.approx((outage.last_frame - outage.first_frame + 2) / 10, abs=0.12)
         accounted = set(range(outage.first_frame, outage.last_frame + 1))
         assert accounted <= missed
         missed -= accounted
@@ -157,7 +143,7 @@ def test_mjpeg_with_a_login_and_another_size(pictures: Path, tmp_path: Path, dem
         server.close()
         is_lost(system, "cage")
         other = MjpegServer(small, port, login=f"lab:{secret}").start()
-        until(system, lambda: "lost (size)" in system.captures[0].last_words())
+        wait_for(lambda: "lost (size)" in system.captures[0].last_words(), "the other size to be seen", system)
         other.close()
         server.start()
         goes_on(system, "cage")
@@ -239,16 +225,13 @@ def test_an_emulated_basler_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     child = Child("cage", ("capture", str(written(config)), "cage"), tmp_path / "log")
     child.start()  # without inference, whose cost of these pictures, a moving pattern, is not what is tested
     journal = config.out / "cage.frames.csv"
-    give_up_s = time.monotonic() + 30
-    while not (journal.exists() and journal.read_text().count("\n") > 20):
-        assert time.monotonic() < give_up_s, child.last_words()
-        time.sleep(0.05)
+    wait_for(lambda: (journal.exists() and journal.read_text().count("\n") > 20) or child.exit_code, "frames")
     child.ask_to_stop()
-    assert child.wait(10)
+    assert child.wait(PATIENCE_S)
     assert child.ended_well, child.last_words()
     rows = list(read_journal(journal))
-    assert [index for index, _, _ in rows] == list(range(len(rows)))
-    assert 2.0 < rows[-1][1] / rows[-1][0] < 3.0  # frames of the camera for each tick: all are drained
+    assert all(after > before for (before, *_), (after, *_) in pairwise(rows))
+    assert 1.0 < rows[-1][1] / rows[-1][0] < 3.0  # frames of the camera for each tick: more are drained than are chosen
     assert next(iter(Recording(journal).frames("cage"))).pixels.shape == (1040, 1024, 3)
     (began,) = read_events(config.out / "cage.camera.csv")
     assert began.detail == "host clock"  # an emulated camera has no clock of its own
@@ -263,7 +246,7 @@ def test_an_emulated_basler_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_call_that_never_returns_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Opening a pipe that nobody writes to blocks in the operating system, for ever and uninterrupted."""
     monkeypatch.setattr(live_camera, "FIRST_FRAME_WITHIN_S", 0.5)
-    monkeypatch.setattr(live_camera, "HANGING_S", 1.0)
+    monkeypatch.setattr(live_camera, "HANGING_S", 2.0)
     monkeypatch.setattr(live_camera, "CLOSE_WITHIN_S", 0.1)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -325,6 +308,7 @@ def test_a_process_that_was_killed_is_an_outage(tmp_path: Path) -> None:
         child = system.captures[0]
         assert child.pid is not None
         os.kill(child.pid, 9)
+        wait_for(lambda: causes(config.out, "cage"), "the outage to be over", system)
         goes_on(system, "cage")
     assert causes(config.out, "cage") == ["process"]
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from live import mbr_live, played, system_config
+from live import mbr_live, played, system_config, wait_for
 
 from mbr_live.config import Recording as Settings
 from mbr_live.live.run import System
@@ -63,11 +62,7 @@ def test_a_running_session_gives_clips_of_what_is_closed(box_video: Path, tmp_pa
     camera = live.camera[0].model_copy(update={"record": "lossless"})
     settings = Settings(segment_minutes=1 / 30, clips=("grooming",), pre_s=0.5, post_s=0.5)
     with System(live.model_copy(update={"camera": (camera,), "recording": settings})) as system:
-        for _ in range(150):
-            system.look_after()
-            subprocess.run(["sleep", "0.1"], check=True)
-            if system.ended:
-                break
+        wait_for(lambda: system.ended, "the end of the file", system)
     found = sorted(path.name for path in (live.out / "clips").glob("*")) if (live.out / "clips").exists() else []
     expected = [clip.file_name for clip in clips_of(live.out, "box", ["grooming"], 0.5, 0.5)]
     assert found == sorted(expected)

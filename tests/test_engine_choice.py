@@ -167,7 +167,7 @@ def test_a_session_goes_on_with_its_engine_alone(box_video: Path, int8_bundle: B
     bundle = ("--bundle", int8_bundle.path)
     done = mbr_live(
         "replay", box_video, "--out", live, *bundle, "--engine", "openvino-int8", "--speed", "4", "--drop", "0.1",
-        "--plain", timeout_s=300,
+        "--plain",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     run = read_run(live / "box.run.json")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from live import simulated, system_config
+from live import PATIENCE_S, simulated, system_config, wait_for
 
 from mbr_live import appending
 from mbr_live.bundle import Bundle
@@ -40,16 +39,9 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
-def looked_after(system: System, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
-    end_s = time.monotonic() + seconds
-    while time.monotonic() < end_s and not until():
-        system.look_after()
-        time.sleep(0.05)
-
-
 def status_of(config: Config) -> CameraStatus:
     with closing(StatusSubscriber(config.wire.status)) as subscriber:
-        for data in subscriber.messages(5):
+        for data in subscriber.messages(PATIENCE_S):
             message = parse_status(data)
             if isinstance(message, SystemStatus):
                 return message.cameras[0]
@@ -66,7 +58,7 @@ def with_trigger(config: Config, box: SimulatedBox) -> Config:
         name="stim", camera="cage", when="while", none=("grooming",), max_on_s=3600, resume_within_s=10,
         outputs=("laser",),
     )  # fmt: skip
-    update = {"trigger": (trigger,), "output": (output,), "watchdog": Watchdog(stale_after_s=0.5)}
+    update = {"trigger": (trigger,), "output": (output,), "watchdog": Watchdog(stale_after_s=2.0)}
     return Config.model_validate(config.model_copy(update=update).model_dump())
 
 
@@ -74,16 +66,15 @@ def test_labels_wait_for_room_and_none_is_lost(small_disk: Path) -> None:
     with SimulatedBox() as box:
         config = with_trigger(system_config(small_disk / "live", simulated("cage")), box)
         with System(config) as system:
-            looked_after(system, 60, until=lambda: box.is_high(1))
+            wait_for(lambda: box.is_high(1), "the trigger", system)
             before = pids(system)
             ballast = fill(small_disk)
-            looked_after(system, 4.0)
-            full = status_of(config)
-            assert not box.is_high(1)  # nobody acts upon a label that is in no log
-            assert full.unwritten > 10
+            wait_for(lambda: status_of(config).unwritten > 10, "labels that wait for room", system)
+            # Nobody acts upon a label that is in no log.
+            wait_for(lambda: not box.is_high(1), "the line to fall", system)
             ballast.unlink()
-            looked_after(system, 30, until=lambda: status_of(config).unwritten == 0 and box.is_high(1))
-            assert box.is_high(1)
+            wait_for(lambda: status_of(config).unwritten == 0, "labels to be written", system)
+            wait_for(lambda: box.is_high(1), "the trigger to go on", system)
             assert pids(system) == before
             assert [child.restarts for child in (system.inference, *system.captures, *system.outputs)] == [0, 0, 0]
     rows = list(read_labels(config.out / "cage.labels.csv"))

@@ -6,14 +6,14 @@ import ctypes
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
-from live import mbr_live, system_config
+from live import PATIENCE_S, mbr_live, system_config, wait_for
 
 from mbr_live.cameras.errors import CameraLost
 from mbr_live.cameras.gige import GigE, as_rgb
@@ -53,13 +53,6 @@ def fake_camera() -> Iterator[None]:
         camera.wait()
 
 
-def wait_until(condition: Callable[[], bool], child: Child) -> None:
-    give_up_s = time.monotonic() + 40
-    while not condition():
-        assert time.monotonic() < give_up_s, child.last_words()
-        time.sleep(0.05)
-
-
 @needs_aravis
 def test_a_gige_camera_that_comes_back(tmp_path: Path) -> None:
     config = system_config(tmp_path / "live", Camera(name="cage", source=SOURCE, record="lossless"))
@@ -75,22 +68,20 @@ def test_a_gige_camera_that_comes_back(tmp_path: Path) -> None:
     try:
         with fake_camera():
             child.start()
-            wait_until(lambda: rows() > 20, child)
+            wait_for(lambda: rows() > 20, "frames")
+        wait_for(lambda: "stalled" in (config.out / "cage.camera.csv").read_text(), "the loss to be seen")
         seen = rows()
-        wait_until(lambda: "stalled" in (config.out / "cage.camera.csv").read_text(), child)
         with fake_camera():
-            wait_until(lambda: rows() > seen + 20, child)
+            wait_for(lambda: rows() > seen + 20, "frames of the camera that is back")
             child.ask_to_stop()
-            assert child.wait(20)
+            assert child.wait(PATIENCE_S)
     finally:
         child.ask_to_stop()
         child.wait(20)
     assert child.ended_well, child.last_words()
     kept = list(read_journal(journal))
-    indices = [index for index, _, _ in kept]
-    assert indices[:20] == list(range(20))
-    assert all(after > before for before, after in pairwise(indices))
-    assert 2.0 < kept[19][1] / kept[19][0] < 3.0  # of its 25 frames a second all are drained
+    assert all(after > before for (before, *_), (after, *_) in pairwise(kept))
+    assert 1.0 < kept[19][1] / kept[19][0] < 3.0  # of its 25 frames a second more are drained than are chosen
     assert next(iter(Recording(journal).frames("cage"))).pixels.shape == (512, 512, 3)
     assert next(read_events(config.out / "cage.camera.csv")).detail == "camera clock"
     assert [outage.cause for outage in read_outages(config.out / "cage.camera.csv")] == ["stalled"]

@@ -248,9 +248,9 @@ def test_live_equals_offline(moves: Bundle, box_video: Path, tmp_path: Path) -> 
     live, offline = tmp_path / "live", tmp_path / "offline"
     options = ("--bundle", moves.path)
     loss = ("--speed", "3", "--drop", "0.1", "--seed", "5", "--plain")
-    done = mbr_live("replay", box_video, "--out", live, *options, *loss, timeout_s=300)
+    done = mbr_live("replay", box_video, "--out", live, *options, *loss)
     assert done.returncode == 0, done.stderr
-    done = mbr_live("batch", box_video, "--out", offline, *options, "--drops", live / "box.run.json", timeout_s=300)
+    done = mbr_live("batch", box_video, "--out", offline, *options, "--drops", live / "box.run.json")
     assert done.returncode == 0, done.stderr
     for suffix in (".labels.csv", ".bouts.csv"):
         assert (live / f"box{suffix}").read_bytes() == (offline / f"box{suffix}").read_bytes()

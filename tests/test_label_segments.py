@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live import mbr_live, simulated, system_config
+from live import mbr_live, simulated, system_config, wait_for
 from pydantic import ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -42,7 +42,6 @@ def decision(index: int, origin_ns: int, *, on: int = 0, ticks: int = 1) -> Deci
 
 
 @given(st.integers(0, 3 * HOUR_NS), st.integers(1, 120_000), st.sampled_from(["hour", "day"]))
-@settings(deadline=None)
 def test_a_gap_is_cut_at_the_borders_and_nowhere_else(time_ns: int, ticks: int, rotation: str) -> None:
     whole = decision(7, time_ns - 7 * TICK_NS, ticks=max(2, ticks))
     period_ns = PERIOD_NS[rotation]  # type: ignore[index]
@@ -68,7 +67,7 @@ SCRIPT = st.lists(
 
 
 @given(script=SCRIPT, origin_ns=st.integers(0, HOUR_NS))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_segments_are_the_log(
     script: list[tuple[str, int]], origin_ns: int, tmp_path_factory: pytest.TempPathFactory, demo_bundle: Bundle
 ) -> None:
@@ -264,16 +263,16 @@ def test_a_live_session_crosses_the_hour(tmp_path: Path) -> None:
     plain = system_config(tmp_path / "live", simulated("cage"))
     config = plain.model_copy(update={"labels": Labels(rotate="hour", parquet=True)})
     labels, clock = config.out / "cage.labels.csv", config.out / f"cage{CLOCK_SUFFIX}"
-    with System(config):
-        _until(lambda: last_frame(labels) > 20)
+    with System(config) as system:
+        wait_for(lambda: last_frame(labels) > 20, "labels", system)
     kept = _Kept.model_validate_json(clock.read_text())
     now_ns = time.monotonic_ns() + kept.offset_ns
     ahead_ns = HOUR_NS - now_ns % HOUR_NS - int(5e9)
     if ahead_ns < 0:
         pytest.skip("the hour is about to end by itself")
     clock.write_text(kept.model_copy(update={"offset_ns": kept.offset_ns + ahead_ns}).model_dump_json())
-    with System(config):
-        _until(lambda: len(closed_segments(labels)) == 1 and last_frame(labels) > first_of(labels) + 20)
+    with System(config) as system:
+        wait_for(lambda: closed_segments(labels) and last_frame(labels) > first_of(labels) + 20, "the hour", system)
     rows = list(read_labels(labels))
     assert [row.index for row in rows] == list(range(len(rows)))
     (segment,) = closed_segments(labels)
@@ -296,13 +295,6 @@ def first_of(labels: Path) -> int:
     """The first frame of the file that grows."""
     rows = labels.read_text().splitlines()[1:]
     return int(rows[0].split(",")[0]) if rows else last_frame(labels)
-
-
-def _until(found: object, seconds: float = 60.0) -> None:
-    deadline_s = time.monotonic() + seconds
-    while not found():  # type: ignore[operator]
-        assert time.monotonic() < deadline_s
-        time.sleep(0.1)
 
 
 def test_what_parquet_refuses(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from live import mbr_live, simulated, system_config
+from live import PATIENCE_S, labelled, mbr_live, simulated, system_config, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 from trigger_rig import rig_config, trigger
 
@@ -141,35 +142,29 @@ def free_port() -> int:
 
 
 def scraped(port: int) -> dict[tuple[str, ...], float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S) as page:
         families = text_string_to_metric_families(page.read().decode())
         return {(s.name, *s.labels.values()): s.value for family in families for s in family.samples}
 
 
-def until(found: object, seconds: float = 20.0) -> None:
-    deadline_s = time.monotonic() + seconds
-    while not found() and time.monotonic() < deadline_s:  # type: ignore[operator]
-        time.sleep(0.1)
+def shows(port: int, *metric: str) -> float | None:
+    """What is served at a port of a metric; None where nothing is served, or not of that."""
+    try:
+        return scraped(port).get(metric)
+    except OSError:
+        return None
 
 
 def test_metrics_and_status_of_a_real_system(tmp_path: Path) -> None:
     port = free_port()
     plain = system_config(tmp_path / "live", simulated("cage"))
     config = plain.model_copy(update={"monitor": Monitor(metrics_port=port)})
-
-    def up() -> bool:
-        try:
-            return scraped(port).get(("mbr_camera_up", "cage")) == 1.0
-        except OSError:
-            return False
-
     with System(config) as running:
-        until(up)
+        wait_for(lambda: shows(port, "mbr_label_rows_total", "cage", "warmup"), "labels", running)
         found = scraped(port)
         done = mbr_live("status", running.config_path, "--json")
         words = mbr_live("status", running.config_path)
     assert found["mbr_inference_up",] == 1.0 and found["mbr_camera_up", "cage"] == 1.0
-    assert found["mbr_label_rows_total", "cage", "warmup"] > 0
     assert 0.0 < found["mbr_capture_to_label_seconds", "cage", "p50"] < 10.0
     said = SystemStatus.model_validate_json(done.stdout)
     assert done.returncode == 0 and said.cameras[0].name == "cage"
@@ -181,8 +176,8 @@ def test_metrics_and_status_of_a_real_system(tmp_path: Path) -> None:
 def test_log_lines_of_every_process_can_be_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MBR_LIVE_LOG", "json")
     config = system_config(tmp_path / "live", simulated("cage"))
-    with System(config):
-        time.sleep(3)
+    with System(config) as running:
+        wait_for(lambda: labelled(config.out, "cage"), "labels", running)
     logs = (config.out / "logs").glob("*.log")
     lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     assert all({"time", "level", "module", "pid", "text"} <= set(line) for line in lines)
@@ -196,13 +191,11 @@ def test_the_alarm_command_hears_that_a_camera_fell_silent_and_that_it_is_back(t
     settings = Monitor(alarm_command=(sys.executable, str(script)), alarm_after_s=1.0)
     process, publisher = monitored(config.model_copy(update={"monitor": settings}), tmp_path)
     with process, closing(publisher):
-        for state in ("live", *["stale"] * 4, *["live"] * 4):
-            publisher.publish(system(camera(state)))
-            time.sleep(0.7)
-        until(lambda: heard.exists() and len(heard.read_text().splitlines()) == 2)
+        for lines, state in ((1, "stale"), (2, "live")):
+            say(publisher, system(camera(state)), lambda lines=lines: len(lines_of(heard)) == lines)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
-    raised_, over = map(json.loads, heard.read_text().splitlines())
+        assert process.wait(PATIENCE_S) == 0
+    raised_, over = map(json.loads, lines_of(heard))
     assert (raised_["kind"], raised_["subject"], raised_["raised"]) == ("camera_silent", "a", True)
     assert (over["kind"], over["raised"]) == ("camera_silent", False) and over["at"] > raised_["at"]
 
@@ -212,12 +205,10 @@ def test_an_alarm_command_that_cannot_be_run_does_not_end_the_monitor(tmp_path: 
     settings = Monitor(alarm_command=(str(tmp_path / "nothing"),), alarm_after_s=1.0)
     process, publisher = monitored(config.model_copy(update={"monitor": settings}), tmp_path)
     with process, closing(publisher):
-        for _ in range(6):
-            publisher.publish(system(camera("stale")))
-            time.sleep(0.5)
+        log = tmp_path / "monitor.log"
+        say(publisher, system(camera("stale")), lambda: "cannot be run" in log.read_text())
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
-    assert "cannot be run" in (tmp_path / "monitor.log").read_text()
+        assert process.wait(PATIENCE_S) == 0
 
 
 def monitored(config: Config, folder: Path) -> tuple[subprocess.Popen[bytes], StatusPublisher]:
@@ -226,8 +217,22 @@ def monitored(config: Config, folder: Path) -> tuple[subprocess.Popen[bytes], St
     path.write_text(config.model_dump_json())
     with (folder / "monitor.log").open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", "mbr_live", "monitor", str(path)], stderr=log)
-    time.sleep(2.5)  # it subscribes when it has started
     return process, publisher
+
+
+def say(publisher: StatusPublisher, status: SystemStatus, until: Callable[[], bool]) -> None:
+    """As inference does, again and again."""
+
+    def said() -> bool:
+        publisher.publish(status)
+        time.sleep(0.2)
+        return until()
+
+    wait_for(said, "the monitor")
+
+
+def lines_of(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.exists() else []
 
 
 def test_a_port_in_use_and_nothing_to_do_are_explained(tmp_path: Path) -> None:
@@ -284,11 +289,11 @@ def test_triggers_are_seen_wherever_people_look(tmp_path: Path) -> None:
         plain = rig_config(tmp_path / "live", [trigger([laser])], [laser])
         config = plain.model_copy(update={"monitor": Monitor(metrics_port=port)})
         with System(config) as running:
-            until(lambda: _answers(port) and scraped(port).get(("mbr_output_up",)) == 1.0)
+            wait_for(lambda: shows(port, "mbr_output_up") == 1.0, "the output process to be seen", running)
             found, families = scraped(port), served(port)
             well, words = mbr_live("status", running.config_path, "--json"), mbr_live("status", running.config_path)
             os.kill(running.outputs[0].pid or 0, signal.SIGSTOP)
-            until(lambda: scraped(port).get(("mbr_output_up",)) == 0.0)
+            wait_for(lambda: shows(port, "mbr_output_up") == 0.0, "it to be missed")
             ill = mbr_live("status", running.config_path)
             os.kill(running.outputs[0].pid or 0, signal.SIGCONT)
     assert found["mbr_output_usable", "laser"] == 1.0 and found["mbr_output_waiting", "laser"] == 0.0
@@ -303,14 +308,7 @@ def test_triggers_are_seen_wherever_people_look(tmp_path: Path) -> None:
         assert shown and shown <= families, f"{file}: {shown - families}"
 
 
-def _answers(port: int) -> bool:
-    try:
-        return bool(scraped(port))
-    except OSError:
-        return False
-
-
 def served(port: int) -> set[str]:
     """The names of all metrics, also of those that have no value yet."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as page:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S) as page:
         return {line.split()[2] for line in page.read().decode().splitlines() if line.startswith("# TYPE")}

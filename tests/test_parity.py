@@ -17,12 +17,12 @@ OUTPUTS = (".labels.csv", ".bouts.csv")
 
 
 def replay(videos: list[Path], out: Path, *options: str) -> None:
-    done = mbr_live("replay", *videos, "--out", out, "--plain", *options, timeout_s=300)
+    done = mbr_live("replay", *videos, "--out", out, "--plain", *options)
     assert done.returncode == 0, done.stderr
 
 
 def batch(video: Path, out: Path, *options: str | Path) -> None:
-    done = mbr_live("batch", video, "--out", out, *options, timeout_s=300)
+    done = mbr_live("batch", video, "--out", out, *options)
     assert done.returncode == 0, done.stderr
 
 
@@ -87,7 +87,7 @@ def test_the_recording_of_a_live_camera_gives_the_same_labels(tmp_path: Path) ->
 def test_joined_files_are_one_recording(realdata: Path, tmp_path: Path) -> None:
     """Two pieces of a recording, joined: one grid of ticks, source frames counted through, no drift at the seam."""
     pieces = sorted((realdata / "cylinder" / "camera_L").glob("*.mp4"))[:2]
-    done = mbr_live("batch", *pieces, "--join", "whole", "--out", tmp_path, timeout_s=300)
+    done = mbr_live("batch", *pieces, "--join", "whole", "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     rows = list(read_labels(tmp_path / "whole.labels.csv"))
     assert [row.index for row in rows] == list(range(len(rows)))

@@ -7,16 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import cv2
 import pytest
-from live import mbr_live, simulated, system_config
+from live import PATIENCE_S, labelled, mbr_live, simulated, system_config, wait_for
 
 from mbr_live import __version__
 from mbr_live.demo import found
-from mbr_live.label_log import LabelRow, read_labels
+from mbr_live.label_log import LabelRow, last_frame, read_labels
 from mbr_live.live.run import System
 from mbr_live.sinks import read_run
 
@@ -55,7 +54,7 @@ def test_the_live_path_needs_no_torch() -> None:
 
 
 def test_demo(tmp_path: Path) -> None:
-    done = mbr_live("demo", "--plain", "--seconds", "14", "--out", tmp_path / "demo", timeout_s=240)
+    done = mbr_live("demo", "--plain", "--seconds", "14", "--out", tmp_path / "demo")
     assert done.returncode == 0, done.stderr
     assert "same, byte by byte" in done.stdout
     for name in ("box", "clutter", "dark"):
@@ -135,14 +134,10 @@ def test_ctrl_c_ends_a_run_in_order(tmp_path: Path) -> None:
     config = system_config(tmp_path / "live", simulated("cage"))
     (tmp_path / "system.json").write_text(config.model_dump_json())
     command = [sys.executable, "-m", "mbr_live", "run", str(tmp_path / "system.json"), "--plain"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        labels = config.out / "cage.labels.csv"
-        until_s = time.monotonic() + 60
-        while not labels.exists() or len(labels.read_text().splitlines()) < 10:
-            assert time.monotonic() < until_s
-            time.sleep(0.1)
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_for(lambda: labelled(config.out, "cage") > 10, "labels")
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE_S) == 0
     run = read_run(config.out / "cage.run.json")
     assert run.exit_status == "complete"
     assert sum(run.rows.values()) == run.capture["sampled"]
@@ -166,30 +161,21 @@ def test_processes_end_with_a_supervisor_that_was_killed(tmp_path: Path) -> None
     (tmp_path / "system.json").write_text(config.model_dump_json())
     command = [sys.executable, "-m", "mbr_live", "run", str(tmp_path / "system.json"), "--plain"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        labels = config.out / "cage.labels.csv"
-        until_s = time.monotonic() + 60
-        while not labels.exists() or len(labels.read_text().splitlines()) < 10:
-            assert time.monotonic() < until_s
-            time.sleep(0.1)
+        wait_for(lambda: labelled(config.out, "cage") > 10, "labels")
         process.kill()
-    until_s = time.monotonic() + 20
-    while read_run(config.out / "cage.run.json").exit_status == "running":
-        assert time.monotonic() < until_s
-        time.sleep(0.2)
+    wait_for(lambda: read_run(config.out / "cage.run.json").exit_status != "running", "inference to end")
 
 
 def test_a_session_goes_on_in_its_folder(tmp_path: Path) -> None:
     """Stopped and started again: the same files, one grid of ticks, the pause as a gap."""
-    log, before = tmp_path / "live" / "cage.labels.csv", 0
+    out = tmp_path / "live"
+    ends: list[int] = []
     for _ in range(2):
-        with System(system_config(tmp_path / "live", simulated("cage"))):
-            deadline_s = time.monotonic() + 60
-            while not log.exists() or len(list(read_labels(log))) < before + 15:
-                assert time.monotonic() < deadline_s
-                time.sleep(0.2)
-        before = len(list(read_labels(log)))
-    rows = list(read_labels(log))
-    assert [row.index for row in rows] == list(range(len(rows)))
-    pause = [row.index for row in rows if row.status == "gap"]
-    assert pause
-    assert read_run(tmp_path / "live" / "cage.run.json").restarts == [pause[0] - 1]
+        before = labelled(out, "cage")
+        with System(system_config(out, simulated("cage"))) as system:
+            wait_for(lambda before=before: labelled(out, "cage") >= before + 15, "labels", system)
+        ends.append(last_frame(out / "cage.labels.csv"))
+    rows = list(read_labels(out / "cage.labels.csv"))
+    assert [row.index for row in rows] == list(range(ends[1] + 1))
+    assert rows[ends[0] + 1].status == "gap"
+    assert read_run(out / "cage.run.json").restarts == [ends[0]]

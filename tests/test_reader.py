@@ -107,7 +107,7 @@ def test_frames_that_wait_when_the_end_comes_are_taken(tmp_path: Path, monkeypat
         closing(CameraLog(tmp_path / "cage.camera.csv")) as log,
         closing(LiveCamera(simulated("cage"), log, None)) as live,
     ):
-        first = live.poll(5)
+        first = live.poll(30)
         assert first is not None and all_queued.wait(30)
         rest = [chosen.index for chosen in live.end()]
     assert rest[:3] == [1, 2, 3]  # the last may have come behind the end

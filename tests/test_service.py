@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from live import mbr_live, simulated, system_config
+from live import PATIENCE_S, mbr_live, simulated, system_config
 
 from mbr_live.config import Config, Labels, Monitor, NetworkCamera, Recording, Store
 from mbr_live.keys import make_keys
@@ -57,7 +57,7 @@ def installed(config_file: Path, tmp_path: Path) -> Path:
 
 def analyze(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        ["systemd-analyze", *map(str, arguments)], capture_output=True, text=True, timeout=120, check=False
+        ["systemd-analyze", *map(str, arguments)], capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
 
 
@@ -150,14 +150,14 @@ def says(systemd: socket.socket, command: Sequence[str], environment: dict[str, 
     heard: list[str] = []
     systemd.settimeout(1.0)
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
-        until_s = time.monotonic() + 30
+        until_s = time.monotonic() + PATIENCE_S
         while "WATCHDOG=1" not in heard and time.monotonic() < until_s:
             try:
                 heard.append(systemd.recv(100).decode())
             except TimeoutError:
                 continue
         process.send_signal(signal.SIGTERM)
-        process.wait(20)
+        process.wait(PATIENCE_S)
     systemd.setblocking(False)
     while True:
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live import simulated, system_config
+from live import PATIENCE_S, simulated, system_config
 
 from mbr_live.config import Config
 from mbr_live.live import infer as inference
@@ -20,7 +20,7 @@ from mbr_live.status import SystemStatus, parse_status
 from mbr_live.types import TICK_NS, Frame
 from mbr_live.wire import CameraReport, CaptureCounts, FrameSender, StatusSubscriber
 
-MOST_S = 30.0  # until a capture gives up that no inference could outlive
+MOST_S = PATIENCE_S  # until a capture gives up that no inference could outlive
 
 
 class Capture(threading.Thread):

@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live import mbr_live, simulated, system_config
+from live import labelled, mbr_live, simulated, system_config, wait_for
 from sqlalchemy import Engine, delete, func, select
 from sqlalchemy.orm import Session
-from trigger_rig import Labels, listening, outcomes, output_process, receipts, rig_config, trigger, wait_for
+from trigger_rig import Labels, listening, outcomes, output_process, receipts, rig_config, trigger
 
 from mbr_live.bundle import Bundle, load_bundle
 from mbr_live.cameras.log import CameraLog
@@ -97,7 +97,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(steps=STEPS)
 def test_however_it_grows_the_store_says_the_same(
     steps: list[tuple[str, Status, int, int]], tmp_path_factory: pytest.TempPathFactory, demo_bundle: Bundle
@@ -157,7 +157,7 @@ def test_a_row_that_is_being_written_is_not_one_yet_and_rows_that_were_lost_go(
     database.dispose()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 300), st.data())
 def test_reading_from_a_frame_on_is_reading_and_leaving_out(
     tmp_path_factory: pytest.TempPathFactory, demo_bundle: Bundle, count: int, data: st.DataObject
@@ -188,12 +188,14 @@ def postgresql(tmp_path: Path) -> Iterator[str]:
         command = [str(initdb.with_name(program)), *arguments]
         log = tmp_path / f"{program}.log"
         with log.open("w") as words:
-            done = subprocess.run(command, user=user, cwd=tmp_path, stdout=words, stderr=words, timeout=60, check=False)
+            done = subprocess.run(
+                command, user=user, cwd=tmp_path, stdout=words, stderr=words, timeout=300, check=False
+            )
         assert done.returncode == 0, log.read_text()
 
     options = f"-p {port} -k {tmp_path} -h 127.0.0.1"
     run("initdb", "-D", str(data), "-U", "mbr", "--auth=trust", "--no-sync")
-    run("pg_ctl", "-D", str(data), "-w", "-l", str(tmp_path / "server.log"), "-o", options, "start")
+    run("pg_ctl", "-D", str(data), "-w", "-t", "300", "-l", str(tmp_path / "server.log"), "-o", options, "start")
     yield f"postgresql+psycopg://mbr@127.0.0.1:{port}/postgres"
     run("pg_ctl", "-D", str(data), "-m", "immediate", "-w", "stop")
 
@@ -214,10 +216,14 @@ def _server_user(folder: Path) -> str | None:
 def test_a_running_system_in_postgresql(postgresql: str, tmp_path: Path) -> None:
     config = system_config(tmp_path / "live", simulated("cage"))
     with System(config.model_copy(update={"store": Store(url=postgresql, every_s=1)})) as system:
-        for _ in range(90):
-            system.look_after()
-            subprocess.run(["sleep", "0.1"], check=True)
+        wait_for(lambda: labelled(config.out, "cage") > 40, "labels", system)
         database = open_store(postgresql)
+
+        def stored() -> list[SessionRow]:
+            with Session(database) as session:
+                return list(session.scalars(select(SessionRow)).all())
+
+        wait_for(stored, "the session in the database", system)
         with Session(database) as session:
             (before,) = session.scalars(select(SessionRow)).all()
             assert before.exit_status == "running" and before.mode == "live"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from live import system_config
+from live import PATIENCE_S, system_config, wait_for
 
 from mbr_live.config import Camera, Config, Simulated
 from mbr_live.label_log import LABELS_SUFFIX
@@ -33,9 +33,9 @@ def trigger(outputs: Sequence[AnyOutput], **keys: Any) -> Trigger:
 
 
 def rig_config(
-    out: Path, triggers: Sequence[Trigger], outputs: Sequence[AnyOutput], stale_after_s: float = 1.0
+    out: Path, triggers: Sequence[Trigger], outputs: Sequence[AnyOutput], stale_after_s: float = 2.0
 ) -> Config:
-    """A system of one camera; labels may be older than by default, since the machine of a test may be busy."""
+    """A system of one camera; labels may be as old as can be, since the machine may be busy."""
     update = {"trigger": tuple(triggers), "output": tuple(outputs), "watchdog": Watchdog(stale_after_s=stale_after_s)}
     config = system_config(out, CAMERA).model_copy(update=update)
     config = Config.model_validate(config.model_dump())
@@ -92,7 +92,7 @@ def output_process(config: Config) -> Iterator[Child]:
         yield child
     finally:
         child.ask_to_stop()
-        child.wait(15)
+        child.wait(PATIENCE_S)
 
 
 def ready(config: Config, child: Child) -> bool:
@@ -100,24 +100,16 @@ def ready(config: Config, child: Child) -> bool:
     return status is not None and status.pid == child.pid
 
 
-def listening(config: Config, labels: Labels) -> None:
-    """Send rows without behaviour until the output process hears them: PUB loses what nobody is connected for."""
+def listening(config: Config, labels: Labels, grooming: int = 0) -> None:
+    """Send rows, all alike, until the output process hears them: PUB loses what nobody is connected for."""
 
     def heard() -> bool:
-        labels.row(0)
+        labels.row(grooming)
         time.sleep(0.1)
         summary = json.loads((config.out / "cage.triggers.json").read_text())
         return bool(summary["latency"])
 
     wait_for(heard, "labels to be heard")
-
-
-def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline_s:
-            raise AssertionError(f"waited {timeout_s:.0f} s for {what}")
-        time.sleep(0.01)
 
 
 def receipts(config: Config) -> list[dict[str, str]]:
