@@ -1,4 +1,4 @@
-"""What the tests of triggers share: receipts of what a trigger did, and a process that begins with them."""
+"""What the tests of triggers share: receipts of what a trigger did, a process that begins with them, a busy machine."""
 
 from __future__ import annotations
 
@@ -39,3 +39,22 @@ def restarted(rule: TriggerRule, actions: Sequence[Action]) -> tuple[list[Action
         again, past = open_log(folder, rule.camera, [rule], frozenset(), TEMPLATE)
         again.close()
     return past.closing[rule.name], past.states[rule.name]
+
+
+class BusyMachine:
+    """Its clocks, and something else that has the machine just after somebody looked at the date for the first time."""
+
+    EPOCH_NS, BUSY_NS = 1_800_000_000_000_000_000, 50_000_000
+
+    def __init__(self) -> None:
+        self._now_ns, self._busy = 1_000_000_000, False
+
+    def monotonic_ns(self) -> int:
+        self._now_ns += 100
+        return self._now_ns
+
+    def time_ns(self) -> int:
+        read_ns = self.EPOCH_NS + self.monotonic_ns()
+        self._now_ns += 0 if self._busy else self.BUSY_NS
+        self._busy = True
+        return read_ns

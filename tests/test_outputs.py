@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gpiozero
@@ -27,7 +28,9 @@ from live import PATIENCE_S, wait_for
 from paho.mqtt.enums import CallbackAPIVersion
 from pythonosc.dispatcher import Dispatcher
 from pythonosc.osc_server import ThreadingOSCUDPServer
+from receipts import BusyMachine
 
+from mbr_live.clock_offset import offset_ns
 from mbr_live.trigger_config import (
     AnyOutput,
     GpioOutput,
@@ -41,6 +44,7 @@ from mbr_live.trigger_config import (
     check_names,
 )
 from mbr_live.triggers.outputs import make_outlets, serial_ttl, simulated_box
+from mbr_live.triggers.outputs.lsl import LslMarkers
 from mbr_live.triggers.outputs.pool import Pool
 from mbr_live.triggers.outputs.protocol import DeliveryError, TriggerMessage
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
@@ -629,14 +633,27 @@ def test_lsl_markers_have_the_time_of_the_decision() -> None:
         inlet = pylsl.StreamInlet(streams[0])
         inlet.open_stream(timeout=PATIENCE_S)
         sent = message()
-        time.sleep(0.05)
+        time.sleep(0.5)
         pool.edge(sent, ["lsl"], 0)
         assert gather(pool, found, 1)[0].outcome == "sent"
         sample, at_s = inlet.pull_sample(timeout=PATIENCE_S)
-        decided_s = pylsl.local_clock() - (time.time_ns() - sent.decided_ns) / 1e9
+        decided_s = (sent.decided_ns + offset_ns(lambda: round(pylsl.local_clock() * 1e9), time.time_ns)) / 1e9
         inlet.close_stream()
     assert TriggerMessage.model_validate_json(sample[0]) == sent
-    assert abs(at_s - decided_s) < 0.005  # of the decision, though it was sent 50 ms later
+    assert abs(at_s - decided_s) < 0.005  # of the decision, though it was sent half a second later
+
+
+def test_an_lsl_marker_has_the_time_of_the_decision_also_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, sent_s = BusyMachine(), []
+    markers = LslMarkers("lsl", "stream", "session")
+    monkeypatch.setattr(markers, "_outlet", SimpleNamespace(push_sample=lambda _, at_s: sent_s.append(at_s)))
+    decided_ns = machine.monotonic_ns()
+    sent = message().model_copy(update={"decided_ns": machine.EPOCH_NS + decided_ns})
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time_ns", machine.time_ns)
+        patched.setattr(pylsl, "local_clock", lambda: machine.monotonic_ns() / 1e9)
+        markers.send(sent)
+    assert sent_s == [pytest.approx(decided_ns / 1e9, abs=1e-6)]
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

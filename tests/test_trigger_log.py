@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import shutil
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from receipts import TEMPLATE, labels_up_to, message_of
+from receipts import TEMPLATE, BusyMachine, labels_up_to, message_of
 from test_triggers import ONSET, WHILE, play, rows, rules
 
 from mbr_live.bundle import Bundle
@@ -196,3 +197,19 @@ def test_receipts_whose_summary_a_power_cut_emptied_are_gone_on_with(
     assert past.states["stim"].trials == 1
     assert log.summary.session != begun.summary.session and "another session from now on" in caplog.text
     assert Summary.model_validate_json((tmp_path / "cage.triggers.json").read_text()).session == log.summary.session
+
+
+def test_a_receipt_says_when_it_was_sent_also_on_a_busy_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, _ = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+    message, machine = message_of(log, Action("stim", "cage", "on", 1, 5)), BusyMachine()
+    sent_ns, confirmed_ns = machine.monotonic_ns(), machine.monotonic_ns()
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time_ns", machine.time_ns)
+        patched.setattr(time, "monotonic_ns", machine.monotonic_ns)
+        log.delivered(Delivery(message, "laser", "confirmed", sent_ns, confirmed_ns), None)
+    log.close()
+    (row,) = read_receipts(tmp_path / "cage.triggers.csv")
+    assert abs(int(row["sent_ns"]) - (machine.EPOCH_NS + sent_ns)) <= 200
+    assert int(row["confirmed_ns"]) - int(row["sent_ns"]) == confirmed_ns - sent_ns

@@ -22,6 +22,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mbr_live.appending import WaitingRows
+from mbr_live.clock_offset import offset_ns
 from mbr_live.label_log import LABELS_SUFFIX, last_frame, read_labels
 from mbr_live.latency import LatencyHistogram
 from mbr_live.sinks import cut_torn_row, is_emptied, write_atomically
@@ -106,8 +107,8 @@ class TriggerLog:
 
     def delivered(self, delivery: Delivery, moments: Moments | None) -> None:
         """Write what became of an edge at an output; `moments` of its frame, where they are known, give the latency."""
-        now_ns, mono_ns = time.time_ns(), time.monotonic_ns()
-        sent, confirmed = (now_ns - mono_ns + at if at else "" for at in (delivery.sent_ns, delivery.confirmed_ns))
+        ahead_ns = offset_ns(time.time_ns, time.monotonic_ns)
+        sent, confirmed = (at + ahead_ns if at else "" for at in (delivery.sent_ns, delivery.confirmed_ns))
         self._row(
             delivery.outcome, delivery.message, why=delivery.detail, output=delivery.output,
             sent_ns=sent, confirmed_ns=confirmed, attempts=delivery.attempts,

@@ -6,6 +6,7 @@ import time
 
 import pylsl
 
+from mbr_live.clock_offset import offset_ns
 from mbr_live.triggers.outputs.protocol import DeliveryError, TriggerMessage
 
 
@@ -26,9 +27,13 @@ class LslMarkers:
     def send(self, message: TriggerMessage) -> bool:
         if self._outlet is None:
             raise DeliveryError("the stream is closed")
-        ago_s = (time.time_ns() - message.decided_ns) / 1e9
-        self._outlet.push_sample([message.model_dump_json()], pylsl.local_clock() - ago_s)
+        decided_ns = message.decided_ns + offset_ns(_local_clock_ns, time.time_ns)
+        self._outlet.push_sample([message.model_dump_json()], decided_ns / 1e9)
         return False
 
     def close(self) -> None:
         self._outlet = None
+
+
+def _local_clock_ns() -> int:
+    return int(pylsl.local_clock() * 1e9)
