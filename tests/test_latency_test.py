@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 from live import mbr_live
 
-from mbr_live.config import load_config
+from mbr_live.config import DEMO_BUNDLE, load_config
 from mbr_live.label_log import read_labels
+from mbr_live.live import latency_test as measuring
 from mbr_live.processes import EXIT_USER_ERROR
 from mbr_live.triggers.log import STAGES, read_receipts
+from mbr_live.triggers.outputs.serial_ttl import CONFIRM_WITHIN_S
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 
 
@@ -32,6 +36,25 @@ def test_it_measures_every_stage_with_real_pulses(tmp_path: Path, monkeypatch: p
     ]
     assert len(begun) > 3
     assert all(frame % 3 == 0 and status[frame] == "ok" for frame in begun)
+
+
+class LateBox(SimulatedBox):
+    """Carries out every command at once, and is late to answer one in four."""
+
+    answered = 0
+
+    def _say(self, text: str) -> None:
+        self.answered += text.startswith("K")
+        time.sleep(2 * CONFIRM_WITHIN_S if self.answered % 4 == 3 else 0.0)
+        super()._say(text)
+
+
+def test_pulses_whose_answer_came_late_are_measured_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "SimulatedBox", LateBox)
+    report = measuring.latency_test(tmp_path, DEMO_BUNDLE, 3.0)
+    told = Counter((row["what"], row["edge"]) for row in read_receipts(tmp_path / "cage.triggers.csv"))
+    assert told["failed", "on"] + told["failed", "off"] > 0
+    assert 0 < report["capture_to_port"]["p50_ms"] <= report["capture_to_port"]["max_ms"]
 
 
 def test_it_measures_a_configured_camera_and_box(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from bisect import bisect
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from mbr_live.status import LabelMessage, parse_status
 from mbr_live.trigger_config import Line, SerialOutput, Trigger, Yoked
 from mbr_live.triggers.log import HEADER, STAGES, SUMMARY_SUFFIX, TRIGGERS_SUFFIX, read_receipts
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
-from mbr_live.types import RATE_FPS, MbrError, Status
+from mbr_live.types import RATE_FPS, TICK_NS, MbrError, Status
 from mbr_live.wire import StatusSubscriber, free_endpoint
 
 EVERY_FRAMES = 3
@@ -160,20 +161,20 @@ def _note(data: bytes, captured_ns: dict[int, int]) -> bool:
 
 
 def _at_port(out: Path, camera: str, captured_ns: dict[int, int], box: SimulatedBox) -> dict[str, float]:
-    """From a frame in memory to the command at the far end of the port, of the pulses that it decided."""
-    frames = [
-        int(row["frame"])
+    """From a frame in memory to the command at the far end of the port, of the pulses that it decided.
+
+    Also of those whose answer came too late to confirm them. A pulse is of the last frame before it, since none comes
+    later than labels may be old, which is less than from one pulse to the next.
+    """
+    decided = (
+        captured_ns.get(int(row["frame"]))
         for row in read_receipts(out / f"{camera}{TRIGGERS_SUFFIX}")
-        if (row["what"], row["edge"]) == ("confirmed", "on")
-    ]
-    arrivals = [start_ns for start_ns, _ in box.highs(0)]
-    if len(arrivals) != len(frames):
-        raise MbrError(
-            f"latency test: {len(arrivals)} pulses at the port, {len(frames)} confirmed. Run it again; if it stays so, "
-            f"report it with {out}."
-        )
+        if (row["what"], row["edge"]) == ("decided", "on")
+    )
+    begun = sorted(at_ns for at_ns in decided if at_ns is not None)
     histogram = LatencyHistogram()
-    for frame, arrival_ns in zip(frames, arrivals, strict=True):
-        if frame in captured_ns:
-            histogram.add((arrival_ns - captured_ns[frame]) / 1e6)
+    for arrival_ns, _ in box.highs(0):
+        before = bisect(begun, arrival_ns)
+        if before and arrival_ns - begun[before - 1] < EVERY_FRAMES * TICK_NS:  # else no label of its frame was heard
+            histogram.add((arrival_ns - begun[before - 1]) / 1e6)
     return histogram.summary()
