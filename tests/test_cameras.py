@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -311,6 +312,20 @@ def test_a_process_that_was_killed_is_an_outage(tmp_path: Path) -> None:
         wait_for(lambda: causes(config.out, "cage"), "the outage to be over", system)
         goes_on(system, "cage")
     assert causes(config.out, "cage") == ["process"]
+
+
+def test_a_process_that_was_held_up_does_not_blame_the_camera(tmp_path: Path) -> None:
+    """As a machine that is put to sleep, or has far too much to do, holds up all of its threads alike."""
+    camera = simulated("cage").model_copy(update={"stall_s": 1.5})
+    config = system_config(tmp_path / "live", camera)
+    with System(config) as system:
+        goes_on(system, "cage")
+        for _ in range(3):
+            os.kill(system.captures[0].pid or 0, signal.SIGSTOP)
+            time.sleep(2.5)
+            os.kill(system.captures[0].pid or 0, signal.SIGCONT)
+            goes_on(system, "cage")
+    assert causes(config.out, "cage") == []
 
 
 def test_a_session_goes_on_after_the_date_was_set_back(tmp_path: Path) -> None:

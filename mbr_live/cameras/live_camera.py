@@ -105,7 +105,7 @@ class LiveCamera:
         self._abandoned: list[tuple[Reader, float]] = []
         self._passed = Passed()
         self._opened_s = 0.0  # when the reader was opened
-        self._heard_s = 0.0  # when the reader was opened, or delivered last
+        self._silent_s = 0.0  # how long it has been waited for in vain; a process that is held up does not wait
         self._delivered = False  # whether it has since it was opened
         self._opened_in_s: float | None = None  # until the first frame, when it was opened last
         self._retry_at_s = 0.0
@@ -138,7 +138,6 @@ class LiveCamera:
         if self._reader is not None:
             self._reader.abandon()
             self._reader.wait(CLOSE_WITHIN_S)
-            self._heard_s = time.monotonic()  # what it took to end is no outage
         while (chosen := self._read(0.0)) is not None:
             yield chosen
         self.close()
@@ -179,7 +178,7 @@ class LiveCamera:
         if any(now_s - since_s > HANGING_S for _, since_s in self._abandoned):
             raise CameraHangs
         camera = self._camera
-        self._heard_s, self._opened_s, self._delivered = now_s, now_s, False
+        self._silent_s, self._opened_s, self._delivered = 0.0, now_s, False
         self._reader = Reader(
             camera.name,
             partial(
@@ -203,7 +202,8 @@ class LiveCamera:
         try:
             chosen = reader.next(timeout_s)
             if chosen is None:
-                self._watch(time.monotonic())
+                self._silent_s += timeout_s
+                self._watch()
             else:
                 self._check_size(chosen)
         except SourceEnded:
@@ -216,9 +216,9 @@ class LiveCamera:
             self._keep(chosen)
         return chosen
 
-    def _watch(self, now_s: float) -> None:
+    def _watch(self) -> None:
         limit_s = self._camera.stall_s if self._delivered else FIRST_FRAME_WITHIN_S
-        if self._is_file or now_s - self._heard_s <= limit_s:
+        if self._is_file or self._silent_s <= limit_s:
             return
         cause: Cause = "stalled" if self._delivered else "silent"
         what = "no frame for" if self._delivered else "opened, but no frame came within"
@@ -271,9 +271,9 @@ class LiveCamera:
         now_s = time.monotonic()
         if not self._delivered:
             self._opened_in_s = now_s - self._opened_s
-        self._heard_s, self._delivered = now_s, True
+        self._silent_s, self._delivered = 0.0, True
         self._clock = chosen.clock
-        self._rate.add(chosen.source_frames, self._heard_s)
+        self._rate.add(chosen.source_frames, now_s)
         self._end = SessionEnd(chosen.state, chosen.number + 1, chosen.time_ns)
         if self._outages.began is None:
             self._outages.began_with(chosen.time_ns, chosen.index, width, height, chosen.clock)
@@ -281,5 +281,5 @@ class LiveCamera:
             after = f"after {self.lost.attempts} attempts" if self.lost else "with the process"
             self._outages.back(chosen.time_ns, chosen.index, width, height, after)
             if self.lost is not None:
-                _log.info("back after %.1f s, %s", self._heard_s - self.lost.since_s, after)
+                _log.info("back after %.1f s, %s", now_s - self.lost.since_s, after)
         self.lost = None
