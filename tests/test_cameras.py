@@ -280,7 +280,7 @@ def test_a_process_begins_afresh_with_the_same_words(tmp_path: Path) -> None:
         "    threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
         "    begin_afresh()\n"
     )
-    done = subprocess.run([sys.executable, program, "a b"], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, program, "a b"], capture_output=True, text=True, timeout=300, check=True)
     first, second = done.stdout.splitlines()
     assert first == second
 

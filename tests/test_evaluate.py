@@ -643,7 +643,7 @@ def test_the_report_works_in_a_browser(run: Path) -> None:
     page.write_text((run / "report" / "report.html").read_text().replace("</body>", USED + "</body>"))
     command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
     profile = f"--user-data-dir={run / 'browser'}"
-    done = subprocess.run([*command, profile, page.as_uri()], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([*command, profile, page.as_uri()], capture_output=True, text=True, timeout=300, check=True)
     assert "CONSOLE" not in done.stderr
     assert '<svg class="time"><line' in done.stdout, "the script drew no axis"
     (said,) = re.findall(r'data-said="([^"]*)"', done.stdout)

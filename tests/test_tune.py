@@ -264,18 +264,13 @@ def test_a_search_that_was_killed_goes_on_within_its_candidate(cache: Path, tmp_
     grid = '\n[tune]\nsampler = "grid"\npruning = false\n[tune.search]\n"model.temporal.channels" = [4, 8, 16]\n'
     file, out = written(tmp_path / "small.toml", text + grid), tmp_path / "study"
     program = (
-        "import sys; from pathlib import Path; from mbr_live.training.tune import tune\n"
-        "def show(stage, done, total): print(stage, done, flush=True)\n"
+        "import os, signal, sys; from pathlib import Path; from mbr_live.training.tune import tune\n"
+        "def show(stage, done, total):\n"
+        "    if (stage, done) == ('candidate 1: sequences', 30): os.kill(os.getpid(), signal.SIGKILL)\n"
         "tune(Path(sys.argv[1]), Path(sys.argv[2]), progress=show, cache=Path(sys.argv[3]))\n"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(file), str(out), str(cache)], stdout=subprocess.PIPE, text=True
-    ) as process:
-        for line in process.stdout:
-            if line.split() == ["candidate", "1:", "sequences", "30"]:
-                process.send_signal(signal.SIGKILL)
-                break
-    assert process.wait() == -signal.SIGKILL
+    done = subprocess.run([sys.executable, "-c", program, str(file), str(out), str(cache)], check=False)
+    assert done.returncode == -signal.SIGKILL
     steps: list[tuple[str, int]] = []
     found = tune(file, out, progress=lambda stage, done, total: steps.append((stage, done)), cache=cache)
     learnt = [each for each in steps if each[0].endswith("sequences")]
