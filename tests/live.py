@@ -33,11 +33,11 @@ def wait_for(condition: Callable[[], object], what: str, system: System | None =
 
 
 def labelled(out: Path, name: str, status: str = "") -> int:
-    """Rows of a label log that a frame served, or those of one status."""
+    """Rows of a label log that a frame served, or those of one status; it may be about to be written."""
     path = out / f"{name}.labels.csv"
-    if not path.exists():
+    if not path.exists() or not path.stat().st_size:
         return 0
-    return sum(row.status == status if status else row.status != "gap" for row in read_labels(path))
+    return sum(row.status == status if status else row.status != "gap" for row in read_labels(path, growing=True))
 
 
 def mbr_live(

@@ -65,7 +65,11 @@ def goes_on(system: System, name: str, frames: int = 10) -> None:
 
 def is_lost(system: System, name: str) -> None:
     path = system.config.out / f"{name}.camera.csv"
-    wait_for(lambda: path.exists() and list(read_events(path))[-1].event == "lost", f"the loss of {name}", system)
+
+    def told() -> bool:
+        return path.exists() and [event.event for event in read_events(path)][-1:] == ["lost"]
+
+    wait_for(told, f"the loss of {name}", system)
 
 
 def causes(out: Path, name: str) -> list[str]:
