@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mbr_live.locks import held
 from mbr_live.progress import tracked
 from mbr_live.sinks import PART_SUFFIX
 from mbr_live.stages.locate import initial_state, locate
@@ -26,16 +27,18 @@ def locate_program(source: Path, out: Path, *, stills: bool) -> None:
     rows = _still_rows(source) if stills else _video_rows(source)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + PART_SUFFIX)
-    try:
-        with part.open("w") as file:
-            file.write((STILLS_HEADER if stills else HEADER) + "\n")
-            found = total = 0
-            for row, was_found in rows:
-                file.write(row + "\n")
-                total, found = total + 1, found + was_found
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
+    refusal = f"{out}: another process is writing these positions. Let it come to its end, or give another --out."
+    with held(out.with_name(f".{out.name}.lock"), refusal):
+        try:
+            with part.open("w") as file:
+                file.write((STILLS_HEADER if stills else HEADER) + "\n")
+                found = total = 0
+                for row, was_found in rows:
+                    file.write(row + "\n")
+                    total, found = total + 1, found + was_found
+            part.replace(out)
+        finally:
+            part.unlink(missing_ok=True)
     print(f"{source}: animal found in {found} of {total} frames ({found / max(total, 1):.1%}); positions: {out}")
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from mbr_live.types import MbrError
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -35,3 +38,22 @@ def _is_at(path: Path, stream: BinaryIO) -> bool:
         return os.path.samestat(os.fstat(stream.fileno()), path.stat())
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def held(path: Path, refusal: str) -> Iterator[None]:
+    """Keep every other process from what `path`, a file for this alone, stands for. MbrError where one has it."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, refusal))
+            stack.callback(_delete, path)
+        except OSError as error:  # a network drive, a full disk: labels come first
+            _log.warning("%s: cannot be locked (%s), so nothing keeps a second process out", path, error.strerror)
+        yield
+
+
+def _delete(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("%s: stays, though nobody has it (%s)", path, error.strerror)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import wave
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from live import mbr_live
 
+from mbr_live import locate_program
 from mbr_live.batch.batch import Job, run_job
 from mbr_live.batch.program import batch_program
 from mbr_live.bundle import Bundle
 from mbr_live.config import DEMO_BUNDLE
 from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.sinks import RunManifest, SessionLog, read_run, write_run
-from mbr_live.types import TICK_NS, Decision, MbrError, Status
+from mbr_live.types import TICK_NS, Decision, MbrError, SourceFrame, Status
 from mbr_live.video.sources import VideoFile
 
 
@@ -56,6 +59,44 @@ def test_nor_are_those_of_one_that_began_meanwhile(
     assert len((tmp_path / "box.labels.csv").read_text().splitlines()) == 21
     assert read_run(tmp_path / "box.run.json").mode == "live"
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_results_that_another_process_is_at_are_left_to_it(
+    box_video: Path, tmp_path: Path, demo_bundle: Bundle, engine: OpenVinoEngine
+) -> None:
+    refused: list[subprocess.CompletedProcess[str]] = []
+
+    def progress(done: int) -> None:
+        if done == 50:
+            refused.append(mbr_live("batch", box_video, "--out", tmp_path, "--window-px", "40"))
+
+    run = run_job(Job("box", (box_video,)), tmp_path, demo_bundle, engine, progress=progress)
+    assert refused[0].returncode == 1 and "another process is at the results" in refused[0].stderr
+    assert sum(run.rows.values()) == 120 == len((tmp_path / "box.labels.csv").read_text().splitlines()) - 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["box.bouts.csv", "box.labels.csv", "box.run.json"]
+
+
+def test_positions_that_another_process_is_writing_are_left_to_it(
+    box_video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "positions.csv"
+
+    class Meddled:
+        """A recording in whose middle somebody asks for the same positions."""
+
+        name, declared_s = "box", None
+
+        def __iter__(self) -> Iterator[SourceFrame]:
+            for frame in VideoFile(box_video):
+                if frame.number == 50:
+                    refused = mbr_live("locate", box_video, "--out", out)
+                    assert refused.returncode == 2 and "another process is writing these" in refused.stderr
+                yield frame
+
+    monkeypatch.setattr(locate_program, "open_video", lambda path: Meddled())
+    locate_program.locate_program(box_video, out, stills=False)
+    assert len(out.read_text().splitlines()) == 121
+    assert list(tmp_path.iterdir()) == [out]
 
 
 def test_labels_of_an_earlier_batch_are(

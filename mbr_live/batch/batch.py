@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from mbr_live.drift import Drift, Glance, glance_at, reference_of
 from mbr_live.engines.protocol import Engine
 from mbr_live.label_log import LABELS_SUFFIX, gap_ranges, read_labels
 from mbr_live.label_segments import closed_segments, segment_folder
+from mbr_live.locks import held
 from mbr_live.pipeline import Features, Hindsight, LaneState, Pipeline, Seen, SightState
 from mbr_live.places import writing_into
 from mbr_live.sinks import BOUTS_SUFFIX, PART_SUFFIX, RUN_SUFFIX, RunManifest, SessionLog, read_run, versions, write_run
@@ -98,14 +99,11 @@ def run_job(
     """Label one recording into `out`; MbrError when it cannot be read to its end, and nothing is left then."""
     started, wall_s, cpu_s = datetime.now(UTC).isoformat(), time.monotonic(), time.process_time()
     frames = _frames(job, progress)
-    finals = [out / f"{job.name}{suffix}" for suffix in (LABELS_SUFFIX, BOUTS_SUFFIX, RUN_SUFFIX)]
-    labels, bouts, manifest = parts = [path.with_name(path.name + PART_SUFFIX) for path in finals]
     _refuse_live_session(out, job.name)
     windows = {job.name: window_px} if window_px else None
     pipeline = Pipeline(bundle.manifest, engine, windows)
-    try:
+    with _parts(out, job.name) as (labels, bouts, manifest):
         with writing_into(out):
-            out.mkdir(parents=True, exist_ok=True)
             log = SessionLog.create(labels, bouts, bundle.manifest)
         with closing(log):
             drift = _drift(bundle)
@@ -136,12 +134,27 @@ def run_job(
         _refuse_live_session(out, job.name)  # one may have begun meanwhile
         with writing_into(out):
             write_run(manifest, run)
-            for part, final in zip(parts, finals, strict=True):
-                part.replace(final)
-    finally:
-        for part in parts:
-            part.unlink(missing_ok=True)
+            for part in (labels, bouts, manifest):
+                part.replace(part.with_suffix(""))
     return run
+
+
+@contextmanager
+def _parts(out: Path, name: str) -> Iterator[list[Path]]:
+    """Where label log, bout log and manifest are written until they are whole, for one process; they are gone then."""
+    parts = [out / f"{name}{suffix}{PART_SUFFIX}" for suffix in (LABELS_SUFFIX, BOUTS_SUFFIX, RUN_SUFFIX)]
+    with writing_into(out):
+        out.mkdir(parents=True, exist_ok=True)
+    refusal = (
+        f"{out / name}: another process is at the results of a recording of this name, and the two would mix their "
+        "rows. Let that one come to its end, or give another --out."
+    )
+    with held(out / f".{name}.lock", refusal):
+        try:
+            yield parts
+        finally:
+            for part in parts:
+                part.unlink(missing_ok=True)
 
 
 def _refuse_live_session(out: Path, name: str) -> None:
