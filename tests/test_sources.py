@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from mbr_live.live.capture import Journal
-from mbr_live.types import Frame, MbrError
-from mbr_live.video.sources import JoinedFiles, journal_ends, open_video, read_journal, sampled
+from mbr_live.types import Frame, Image, MbrError
+from mbr_live.video.sources import JoinedFiles, journal_ends, open_video, pictures_at, read_journal, sampled
 
 
 def test_a_file_delivers_every_frame_at_its_presentation_time(clutter_video: Path) -> None:
@@ -115,6 +115,40 @@ def test_times_are_those_of_the_frames_of_an_excerpt(codec: str, suffix: str, wh
     times_ns = [frame.time_ns for frame in joined]
     assert 80 < len(times_ns) <= 2 * (100 - first_packet)
     assert joined.times_ns().tolist() == times_ns
+
+
+def bar_in(pixels: Image) -> int:
+    """Left edge of the bar of `film`."""
+    return int(np.flatnonzero(pixels[24, :, 0] > 130)[0])
+
+
+@pytest.mark.parametrize("bf", ["3", "16"])
+def test_pictures_of_an_avi_file_have_their_own_times_whatever_their_order_in_it(bf: str, tmp_path: Path) -> None:
+    path = film(tmp_path / "reordered.avi", x264_params=f"bframes={bf}:b-adapt=0:keyint=60:scenecut=0")
+    video = open_video(path)
+    assert [abs(bar_in(frame.picture()) - frame.number % 48) < 3 for frame in video] == [True] * 100
+    times_ns = [frame.time_ns for frame in video]
+    assert times_ns == [n * 40_000_000 for n in range(100)] == video.times_ns().tolist()
+    still = pictures_at(path, {70 * 40_000_000})[70 * 40_000_000]
+    assert abs(bar_in(still) - 70 % 48) < 3
+
+
+@pytest.mark.parametrize("suffix", [".ts", ".mpg"])
+def test_a_clock_that_was_set_back_is_told(suffix: str, tmp_path: Path) -> None:
+    """The frames behind it would serve no tick, and be missed by nobody."""
+    piece = film(tmp_path / f"piece{suffix}", "mpeg2video")
+    path = tmp_path / f"whole{suffix}"
+    path.write_bytes(piece.read_bytes() * 2)
+    with pytest.raises(MbrError, match=r"frame 100 is said to be of 0\.000 s, but .* of 3\.960 s.*ffmpeg -r 25 -i /"):
+        list(open_video(path))
+    with pytest.raises(MbrError, match=r"frame 100 is said to be of 0\.000 s"):
+        open_video(path).times_ns()
+
+
+def test_a_stream_without_times_is_told(tmp_path: Path) -> None:
+    path = film(tmp_path / "it is raw.h264")
+    with pytest.raises(MbrError, match=r"frame 0 has no presentation time.*ffmpeg -r 25 -i '/.*raw\.h264' -qp 0"):
+        list(open_video(path))
 
 
 def test_joined_files_go_on_where_the_one_before_ended(box_video: Path) -> None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import logging
 import sys
+from bisect import insort
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
+from shlex import quote
 from statistics import median
 from typing import Protocol
 
@@ -31,6 +34,7 @@ JOURNAL_HEADER = "frame,source_frame,time_ns"
 _NS = 1_000_000_000
 # Their durations count from time 0, wherever the first frame lies; those of other formats count from that frame.
 _DURATION_FROM_ZERO = ("matroska,webm", "avi", "asf", "nut")
+_REORDERED_FRAMES = 16  # so far from its place is no frame in H.264, and in older formats even less
 _SEEK_BEYOND_NS = 5 * _NS  # decoding on is quicker than a jump over less
 
 _log = logging.getLogger(__name__)
@@ -73,16 +77,14 @@ class VideoFile:
         """
         with _opened(self.path) as container:
             stream = container.streams.video[0]
-            packets = [
-                (packet.pts, packet.is_keyframe, packet.is_discard) for packet in container.demux(stream) if packet.size
-            ]
+            packets = [packet for packet in container.demux(stream) if packet.size]
             time_base = stream.time_base or Fraction(1, _NS)
-            reordered = container.format.name == "avi" and stream.codec_context.has_b_frames
-        shown = [pts for pts, _, is_discard in packets if not is_discard]
+        shown = [packet.pts for packet in packets if not packet.is_discard]
         times = sorted(pts for pts in shown if pts is not None)
-        timed = bool(times) and len(times) == len(shown) and not reordered
+        stored = [packet.dts for packet in packets if packet.dts is not None]
+        timed = bool(times) and len(times) == len(shown) and stored == sorted(stored)
         # A file that begins whole begins with a key frame, and no frame before its first decoded one is lost.
-        if not (timed and packets[0][1] and self._first_decoded_pts() == times[0]):
+        if not (timed and packets[0].is_keyframe and self._first_decoded_pts() == times[0]):
             return np.array([frame.time_ns for frame in self], np.int64)
         return np.array([round((pts - times[0]) * time_base * _NS) for pts in times], np.int64)
 
@@ -100,21 +102,30 @@ class VideoFile:
             colours = VideoReformatter()  # one for all frames: making one costs as much as a conversion
             for decoded in self._decoded(container):
                 if decoded.pts is None:
-                    raise MbrError(
-                        f"{self.path}: frame {count} has no presentation time, and labels need exact times. "
-                        f"Write the times anew: ffmpeg -fflags +genpts -i {self.path.name} -c copy fixed.mkv"
-                    )
+                    raise self._mistimed(f"frame {count} has no presentation time")
                 first_pts = decoded.pts if first_pts is None else first_pts
-                time_ns = round((decoded.pts - first_pts) * time_base * _NS)
+                before_ns, time_ns = time_ns, round((decoded.pts - first_pts) * time_base * _NS)
+                if time_ns < before_ns:
+                    raise self._mistimed(
+                        f"frame {count} is said to be of {time_ns / _NS:.3f} s, but the frame before it of "
+                        f"{before_ns / _NS:.3f} s: the clock of the recording was set back, or pieces of several "
+                        "recordings were put into one file"
+                    )
                 last_s = float(decoded.pts * time_base)
                 self._check_size(decoded, count)
                 yield SourceFrame(count, time_ns, Picture(decoded, colours))
                 count += 1
         self._check_complete(count, time_ns / _NS, last_s)
 
+    def _mistimed(self, found: str) -> MbrError:
+        return MbrError(
+            f"{self.path}: {found}. Labels need exact times. If the camera was steady, write them anew, with its frame "
+            f"rate for 25: ffmpeg -r 25 -i {quote(str(self.path))} -qp 0 fixed.mkv"
+        )
+
     def _decoded(self, container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
         try:
-            yield from container.decode(video=0)
+            yield from _shown(container)
         except av.FFmpegError as error:
             raise MbrError(
                 f"{self.path}: the video cannot be decoded further ({error.strerror}). The file is damaged or was "
@@ -255,10 +266,10 @@ def pictures_at(path: Path, times_ns: Collection[int]) -> dict[int, Image]:
     with _opened(path) as container:
         stream = container.streams.video[0]
         time_base, colours = stream.time_base or Fraction(1, _NS), VideoReformatter()
-        first_pts = next((frame.pts for frame in container.decode(video=0) if frame.pts is not None), 0)
+        first_pts = next((frame.pts for frame in _shown(container) if frame.pts is not None), 0)
         for begin, end in pairwise([*jumps, len(wanted)]):
             container.seek(first_pts + round(Fraction(wanted[begin], _NS) / time_base), stream=stream)
-            for decoded in container.decode(video=0):
+            for decoded in _shown(container):
                 time_ns = round(((decoded.pts or 0) - first_pts) * time_base * _NS)
                 if time_ns in times_ns:
                     found[time_ns] = Picture(decoded, colours)()
@@ -339,6 +350,34 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
             found = " and ".join(sorted({stream.type for stream in container.streams})) or "nothing"
             raise MbrError(f"{path}: the file has no video stream, only {found}. Give the file that has the pictures.")
         yield container
+
+
+def _shown(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
+    """The frames, in the order in which they are shown, with the times at which they are.
+
+    AVI knows no times but the places of frames in the file, where those that refer to later ones come behind them. So
+    what decoders say are the right times, at the wrong frames.
+    """
+    frames = container.decode(video=0)
+    if not (container.format.name == "avi" and container.streams.video[0].codec_context.has_b_frames):
+        yield from frames
+        return
+    waiting: deque[av.VideoFrame] = deque()
+    times: list[int] = []
+
+    def first() -> av.VideoFrame:
+        frame = waiting.popleft()
+        frame.pts = times.pop(0) if times else None
+        return frame
+
+    for frame in frames:
+        waiting.append(frame)
+        if frame.pts is not None:
+            insort(times, frame.pts)
+        if len(waiting) > _REORDERED_FRAMES:
+            yield first()
+    while waiting:
+        yield first()
 
 
 def _starts_s(container: av.container.InputContainer) -> float:
