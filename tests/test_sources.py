@@ -83,6 +83,47 @@ def test_a_file_that_is_cut_off_is_refused_wherever_it_begins(start: int, tmp_pa
         list(open_video(tmp_path / "cut.mkv"))
 
 
+def with_sound(pictures: Path, path: Path, sound_s: int) -> Path:
+    """The pictures of a file beside a sound track of that length."""
+    with av.open(str(pictures)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        sound = target.add_stream("mp2", rate=16000, layout="mono")
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.int16), "s16", "mono")
+        for second in range(sound_s):
+            silence.sample_rate, silence.time_base, silence.pts = 16000, Fraction(1, 16000), 16000 * second
+            target.mux(sound.encode(silence))
+        target.mux(sound.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".asf"])
+def test_sound_may_last_longer_than_the_pictures(suffix: str, tmp_path: Path) -> None:
+    pictures = film(tmp_path / f"pictures{suffix}", "mpeg4")
+    path = with_sound(pictures, tmp_path / f"both{suffix}", sound_s=20)
+    assert len([frame.time_ns for frame in open_video(path)]) == 100
+    content = path.read_bytes()
+    if suffix == ".mkv":  # the other does not say how long it is once it is cut
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(MbrError, match="It is cut off"):
+            list(open_video(path))
+
+
+def test_a_file_that_does_not_say_how_long_it_is_may_be_cut_off(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = film(tmp_path / "old.wmv", "wmv2")
+    assert len(list(open_video(path))) == 100 and not caplog.text
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    count = len(list(open_video(path)))
+    assert 0 < count < 100
+    assert f"so it may be cut off: {count} frames were read, to " in caplog.text
+
+
 def excerpt(whole: Path, path: Path, first_packet: int) -> Path:
     """All packets from that one on, as a stream that somebody tuned in to."""
     with av.open(str(whole)) as source, av.open(str(path), "w") as target:

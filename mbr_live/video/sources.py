@@ -143,12 +143,18 @@ class VideoFile:
         """MbrError for a file that ends too early; `last_s` is the time of its last frame, as the file counts it."""
         if count == 0:
             raise MbrError(f"{self.path}: the video has no frames. Expected at least one. Record or copy it again.")
+        if self.declared_frames is None and self._declared_end_s is None:
+            _log.warning(
+                "%s: the file does not say how long it is, so it may be cut off: %d frames were read, to %.1f s",
+                self.path, count, last_s,
+            )  # fmt: skip
         declared_end_s = last_s if self._declared_end_s is None else self._declared_end_s
         short_by_frames = (self.declared_frames or count) - count
         short_by_s = declared_end_s - last_s
-        # Headers may be off by a frame or two, and count the length of the last frame or of a sound track.
+        # Headers may be off by a frame or two, and count the length of the last frame or of a longer sound track.
         if self.declared_frames is None:
-            cut_off = short_by_s > max(2.0, 0.01 * length_s)
+            enough_s = declared_end_s - max(2.0, 0.01 * length_s)
+            cut_off = last_s < enough_s and self._last_packet_s() < enough_s
         else:
             cut_off = short_by_frames > max(2, 0.002 * count) and short_by_s > 0.5
         if cut_off:
@@ -157,6 +163,12 @@ class VideoFile:
                 f"{self.path}: the file promises {promised} {declared_end_s:.1f} s, but only {count} frames, to "
                 f"{last_s:.1f} s, could be read. It is cut off. Copy or record it again."
             )
+
+    def _last_packet_s(self) -> float:
+        """The latest time of anything in the file, sound too."""
+        with _opened(self.path) as container:
+            times = (packet.pts * packet.time_base for packet in container.demux() if packet.pts is not None)
+            return float(max(times, default=0))
 
 
 class JoinedFiles:
