@@ -116,6 +116,7 @@ def test_a_broken_file_does_not_stop_the_others(not_a_video: Path, box_video: Pa
     done = mbr_live("batch", not_a_video, box_video, "--out", out)
     assert done.returncode == 1
     assert "notes.mp4" in done.stderr
+    assert done.stderr.rstrip().endswith("mbr-live: 1 of 2 could not be labelled, as told above: notes.")
     assert sorted(path.name for path in out.iterdir()) == ["box.bouts.csv", "box.labels.csv", "box.run.json"]
 
 

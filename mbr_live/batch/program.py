@@ -78,6 +78,10 @@ def batch_program(
             if run.drifted:
                 errors.print(f"{run.recording}: {', '.join(run.drifted)} unlike training; see drift in its .run.json")
         print(f"labels, bouts and manifests: {out}")
+    failed = [job.name for number, job in enumerate(jobs) if number not in done]
+    if done and failed:  # the table may have pushed what was said of them out of sight
+        names = ", ".join(failed)
+        errors.print(f"mbr-live: {len(failed)} of {len(jobs)} could not be labelled, as told above: {names}.")
     return 0 if len(done) == len(jobs) else EXIT_SOME_FAILED
 
 
