@@ -7,6 +7,7 @@ import subprocess
 import wave
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from live import mbr_live
@@ -104,6 +105,50 @@ def test_labels_of_an_earlier_batch_are(
 ) -> None:
     first, second = (run_job(Job("box", (box_video,)), tmp_path, demo_bundle, engine) for _ in range(2))
     assert first.started < second.started == read_run(tmp_path / "box.run.json").started
+
+
+def test_labels_of_another_recording_of_the_same_name_are_not(
+    box_video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for cage in ("cage1", "cage2"):
+        (tmp_path / cage).mkdir()
+        shutil.copy(box_video, tmp_path / cage / "trial.mp4")
+    out = tmp_path / "out"
+    for _ in range(2):
+        monkeypatch.chdir(tmp_path / "cage1")
+        assert batch_program([Path("trial.mp4")], out, DEMO_BUNDLE) == 0
+        before = (out / "trial.run.json").read_bytes()
+        monkeypatch.chdir(tmp_path / "cage2")
+        with pytest.raises(
+            MbrError, match=r"trial\.labels\.csv: .*cage1/trial\.mp4, not of /.*cage2/trial\.mp4\. Give"
+        ):
+            batch_program([Path("trial.mp4")], out, DEMO_BUNDLE)
+        assert (out / "trial.run.json").read_bytes() == before
+
+
+def test_what_is_done_is_left_out_if_wanted(
+    box_video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], demo_bundle: Bundle
+) -> None:
+    out, videos = tmp_path / "out", [Path(shutil.copy(box_video, tmp_path / name)) for name in ("a.mp4", "b.mp4")]
+
+    def labelled_again(**options: Any) -> set[str]:
+        before = {path.name: path.read_bytes() for path in out.glob("*.run.json")}
+        assert batch_program(videos, out, DEMO_BUNDLE, skip_done=True, at_once=1, **options) == 0
+        after = {path.name: path.read_bytes() for path in out.glob("*.run.json")}
+        return {name.removesuffix(".run.json") for name in after if after[name] != before.get(name)}
+
+    assert batch_program(videos[:1], out, DEMO_BUNDLE) == 0
+    assert labelled_again() == {"b"}
+    assert "1 of 2 were labelled before" in capsys.readouterr().out
+    assert labelled_again() == set()
+    window_px = read_run(out / "a.run.json").window_px
+    assert window_px is not None and labelled_again(window_px=window_px) == set()
+    assert labelled_again(window_px=window_px + 2) == {"a", "b"}
+    videos[1].touch()
+    assert labelled_again() == {"b"}
+    other = read_run(out / "a.run.json")
+    write_run(out / "a.run.json", other.model_copy(update={"bundle_sha256": "another"}))
+    assert labelled_again() == {"a"}
 
 
 @pytest.mark.parametrize("name", ["a file", "a file/below", "/proc/results"])

@@ -41,6 +41,11 @@ class Job:
     name: str
     paths: tuple[Path, ...]
 
+    @property
+    def sources(self) -> list[str]:
+        """The files, as they are found from whatever folder."""
+        return [str(path.absolute()) for path in self.paths]
+
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
@@ -77,6 +82,35 @@ def jobs_of(paths: Sequence[Path], join: str | None) -> list[Job]:
             )
         by_name[job.name] = job.paths[0]
     return jobs
+
+
+def refuse_others(jobs: Sequence[Job], out: Path) -> None:
+    """MbrError where `out` holds the labels of another recording of the same name, which would be lost."""
+    for job in jobs:
+        run = _earlier_run(out, job.name)
+        if run and run.mode == "batch" and run.sources != job.sources:
+            raise MbrError(
+                f"{out / job.name}{LABELS_SUFFIX}: these are the labels of another recording of this name, of "
+                f"{', '.join(run.sources)}, not of {', '.join(job.sources)}. Give another --out, or take them away."
+            )
+
+
+def is_done(job: Job, out: Path, bundle: Bundle, engine: str, window_px: int | None) -> bool:
+    """Whether `out` holds what labelling the job would give: of these files, this bundle, engine and version."""
+    run = _earlier_run(out, job.name)
+    if run is None or run.mode != "batch" or window_px not in (None, run.window_px):
+        return False
+    started_s = datetime.fromisoformat(run.started).timestamp()
+    return (
+        (run.sources, run.bundle_sha256, run.engine, run.versions) == (job.sources, bundle.sha256, engine, versions())
+        and not run.restarts
+        and all(path.is_file() and path.stat().st_mtime < started_s for path in job.paths)
+    )
+
+
+def _earlier_run(out: Path, name: str) -> RunManifest | None:
+    path = out / f"{name}{RUN_SUFFIX}"
+    return read_run(path) if path.exists() else None
 
 
 def _of_folder(path: Path) -> MbrError:
@@ -121,7 +155,7 @@ def run_job(
             max_gap_frames=bundle.manifest.max_gap_frames,
             engine=engine.name,
             versions=versions(),
-            sources=[str(path) for path in job.paths],
+            sources=job.sources,
             rows=dict(log.rows),
             bouts=dict(log.bout_counts),
             drops=gap_ranges(read_labels(labels)),
@@ -159,13 +193,13 @@ def _parts(out: Path, name: str) -> Iterator[list[Path]]:
 
 def _refuse_live_session(out: Path, name: str) -> None:
     """MbrError where `out` holds the labels of a live session of this name: they are final, and it may still run."""
-    labels, run = out / f"{name}{LABELS_SUFFIX}", out / f"{name}{RUN_SUFFIX}"
+    labels, run = out / f"{name}{LABELS_SUFFIX}", _earlier_run(out, name)
     if closed_segments(labels):
         raise MbrError(
             f"{segment_folder(labels)}: holds label files of a live session of this name, which would be taken for "
             "a part of these labels. Give another --out."
         )
-    if run.exists() and read_run(run).mode == "live":
+    if run and run.mode == "live":
         raise MbrError(
             f"{labels}: these are the labels of a live session, which nothing may replace. Give another --out."
         )

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mbr_live.batch.batch import Job, Replayed, jobs_of
+from mbr_live.batch.batch import Job, Replayed, is_done, jobs_of, refuse_others
 from mbr_live.batch.workers import Labeller, labelled
 from mbr_live.bundle import load_bundle
 from mbr_live.engines.choice import cores, kind_of
@@ -39,6 +39,7 @@ def batch_program(
     window_px: int | None = None,
     wish: EngineWish | None = None,
     at_once: int | None = None,
+    skip_done: bool = False,
 ) -> int:
     """Label every file, `at_once` at the same time (None: as many as there are cores).
 
@@ -46,6 +47,7 @@ def batch_program(
     bundle = load_bundle(bundle_path)
     jobs = jobs_of(videos, join)
     check_writable(out)
+    refuse_others(jobs, out)
     lived = _lived(drops, jobs) if drops else None
     replayed = Replayed(lived.drops, lived.restarts) if lived else None
     recorded = kind_of(lived.engine) if lived else None
@@ -55,6 +57,8 @@ def batch_program(
             "%s was labelled by %s; this is %s: labels may differ",
             lived.recording, lived.engine, labeller.engine().name,
         )  # fmt: skip
+    if skip_done:
+        jobs = _left(jobs, labeller)
     done: dict[int, RunManifest] = {}
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     with bars(over=_ALL) as show:
@@ -71,18 +75,30 @@ def batch_program(
             else:
                 errors.print(f"mbr-live: {ended}")
     if done:
-        Console().print(_table([done[number] for number in sorted(done)]))
-        if not bundle.manifest.causal:
-            print(f"bundle {bundle.manifest.name} looks ahead: these labels are not what a live camera would get")
-        for run in done.values():
-            if run.drifted:
-                errors.print(f"{run.recording}: {', '.join(run.drifted)} unlike training; see drift in its .run.json")
-        print(f"labels, bouts and manifests: {out}")
+        _tell([done[number] for number in sorted(done)], out, errors)
     failed = [job.name for number, job in enumerate(jobs) if number not in done]
     if done and failed:  # the table may have pushed what was said of them out of sight
         names = ", ".join(failed)
         errors.print(f"mbr-live: {len(failed)} of {len(jobs)} could not be labelled, as told above: {names}.")
-    return 0 if len(done) == len(jobs) else EXIT_SOME_FAILED
+    return EXIT_SOME_FAILED if failed else 0
+
+
+def _tell(runs: Sequence[RunManifest], out: Path, errors: Console) -> None:
+    Console().print(_table(runs))
+    if not runs[0].causal:
+        print(f"bundle {runs[0].bundle} looks ahead: these labels are not what a live camera would get")
+    for run in runs:
+        if run.drifted:
+            errors.print(f"{run.recording}: {', '.join(run.drifted)} unlike training; see drift in its .run.json")
+    print(f"labels, bouts and manifests: {out}")
+
+
+def _left(jobs: Sequence[Job], labeller: Labeller) -> list[Job]:
+    """The jobs that are not done."""
+    engine = labeller.engine().name
+    left = [job for job in jobs if not is_done(job, labeller.out, labeller.bundle, engine, labeller.window_px)]
+    print(f"{len(jobs) - len(left)} of {len(jobs)} were labelled before")
+    return left
 
 
 def _lived(path: Path, jobs: Sequence[Job]) -> RunManifest:

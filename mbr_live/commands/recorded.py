@@ -30,13 +30,21 @@ def batch(
     window_px: WindowPx = None,
     engine: EngineOption = None,
     at_once: Annotated[int | None, typer.Option(min=1, help="Files at the same time; as many as cores.")] = None,
+    skip_done: Annotated[
+        bool, typer.Option("--skip-done", help="Leave out files whose labels are there, made in the same way.")
+    ] = False,
 ) -> None:
     """Label recorded files; with --drops, with the engine of that run."""
     from mbr_live.batch.program import batch_program
 
+    if skip_done and drops is not None:
+        raise MbrError("batch: --drops labels one recording in another way, which --skip-done cannot tell. Give one.")
     raise SystemExit(
-        batch_program(videos, out, bundle, join=join, drops=drops, window_px=window_px, wish=engine, at_once=at_once)
-    )
+        batch_program(
+            videos, out, bundle, join=join, drops=drops, window_px=window_px, wish=engine, at_once=at_once,
+            skip_done=skip_done,
+        )
+    )  # fmt: skip
 
 
 @app.command()
