@@ -83,6 +83,25 @@ def test_a_file_that_is_cut_off_is_refused_wherever_it_begins(start: int, tmp_pa
         list(open_video(tmp_path / "cut.mkv"))
 
 
+@pytest.mark.parametrize(("degrees", "bar"), [(0, "left"), (90, "bottom"), (180, "right"), (270, "top")])
+def test_pictures_are_turned_as_players_show_them(degrees: int, bar: str, tmp_path: Path) -> None:
+    """A bar at the left edge, and a file that says by how much to turn it anticlockwise."""
+    flat, path = film(tmp_path / "flat.mp4", frames=1), tmp_path / "turned.mp4"
+    with av.open(str(flat)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        stream.set_display_rotation(degrees)
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    (frame,) = open_video(path)
+    bright = frame.picture()[:, :, 0] > 130
+    assert bright.shape == ((48, 64) if degrees % 180 == 0 else (64, 48))
+    edges = {"left": bright[:, :4], "right": bright[:, -4:], "top": bright[:4], "bottom": bright[-4:]}
+    assert [edge for edge, pixels in edges.items() if pixels.all()] == [bar]
+    assert (pictures_at(path, {0})[0][:, :, 0] > 130).tolist() == bright.tolist()
+
+
 def with_sound(pictures: Path, path: Path, sound_s: int) -> Path:
     """The pictures of a file beside a sound track of that length."""
     with av.open(str(pictures)) as source, av.open(str(path), "w") as target:

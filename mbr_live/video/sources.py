@@ -336,7 +336,10 @@ def _journal_row(path: Path, line: str) -> JournalRow:
 
 
 class Picture:
-    """Makes the RGB picture of a decoded frame when called."""
+    """Makes the RGB picture of a decoded frame when called, turned as players show it.
+
+    Some cameras are mounted on their side or upside down, and note that in the file.
+    """
 
     __slots__ = ("colours", "decoded")
 
@@ -345,7 +348,8 @@ class Picture:
 
     def __call__(self) -> Image:
         # One thread: handing slices of a picture to others costs more than converting it.
-        return np.ascontiguousarray(self.colours.reformat(self.decoded, format="rgb24", threads=1).to_ndarray())
+        pixels = self.colours.reformat(self.decoded, format="rgb24", threads=1).to_ndarray()
+        return np.ascontiguousarray(np.rot90(pixels, round(self.decoded.rotation / 90)))
 
 
 @contextmanager
