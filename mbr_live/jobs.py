@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import cv2
 
+from mbr_live.logs import go_on_logging
 from mbr_live.types import MbrError
 
 J = TypeVar("J")
@@ -132,6 +133,7 @@ def _received(connection: Connection) -> Any:  # what was pickled
 def _work(open_work: Callable[[], Callable[[J, Far], R]], connection: Connection) -> None:
     """The life of one process: job after job, until there are no more or nobody listens any longer."""
     cv2.setNumThreads(1)  # the other cores have processes of their own
+    go_on_logging()
     with suppress(EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         work = outcome(lambda _, __: open_work(), None, lambda *_: None)
         if isinstance(work, (MbrError, Failed)):

@@ -43,3 +43,9 @@ def begin_logging(form: LogFormat) -> None:
     voice.setFormatter(JsonLines() if form is LogFormat.JSON else text)
     logging.basicConfig(level=logging.INFO, handlers=[voice])
     os.environ[LOG_VARIABLE] = form
+
+
+def go_on_logging() -> None:
+    """In a process that another one started: log as that one does."""
+    if form := os.environ.get(LOG_VARIABLE):
+        begin_logging(LogFormat(form))

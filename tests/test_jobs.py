@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
+import logging
 import multiprocessing
 import os
 import signal
@@ -16,6 +18,7 @@ import pytest
 
 from mbr_live.appending import Unwritable
 from mbr_live.jobs import Failed, Far, Killed, done_apart
+from mbr_live.logs import LOG_VARIABLE, LogFormat
 from mbr_live.types import MbrError
 
 kept_open = []  # until the process ends
@@ -35,6 +38,8 @@ def work(factor: int, job: str, far: Far) -> tuple[int, str]:
         raise Unwritable("labels.csv", "No space left on device", errno.ENOSPC)
     if job == "bug":
         raise ValueError("odd,\n  very odd")
+    if job == "said":
+        logging.getLogger("somebody").warning("look here")
     far(2, 2)
     return os.getpid(), job * factor
 
@@ -54,6 +59,14 @@ def test_every_job_ends_once_and_tells_how_far_it_is() -> None:
     processes = {process for process, _ in results.values()}
     assert 1 <= len(processes) <= 2 and os.getpid() not in processes
     assert sorted(told) == sorted([(n, 1, None) for n in range(5)] + [(n, 2, 2) for n in range(5) if n != 1])
+
+
+def test_processes_log_as_the_one_that_started_them(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(LOG_VARIABLE, LogFormat.JSON)
+    list(done_apart(partial(opened, 2), ["said"], 1, untold))
+    assert json.loads(capfd.readouterr().err)["text"] == "look here"
 
 
 @pytest.mark.parametrize("at_once", [1, 2])
