@@ -205,6 +205,24 @@ def test_a_clock_that_was_set_back_is_told(suffix: str, tmp_path: Path) -> None:
         open_video(path).times_ns()
 
 
+@pytest.mark.parametrize(("days", "refused"), [(6, False), (20_000, True)])
+def test_a_clock_that_was_set_far_ahead_is_told(days: int, refused: bool, tmp_path: Path) -> None:
+    """It would be a gap whose rows fill the disk."""
+    path = tmp_path / "leap.mkv"
+    with av.open(str(film(tmp_path / "whole.mkv", bf="0"))) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for n, packet in enumerate(source.demux(video=0)):
+            if packet.pts is not None and packet.dts is not None:
+                packet.pts, packet.dts = (at + (n >= 50) * days * 86_400_000 for at in (packet.pts, packet.dts))
+                packet.stream = stream
+                target.mux(packet)
+    if refused:
+        with pytest.raises(MbrError, match="frame 50 is said to be of 1728000002"):
+            list(open_video(path))
+    else:
+        assert len(list(open_video(path))) == 100
+
+
 def test_a_stream_without_times_is_told(tmp_path: Path) -> None:
     path = film(tmp_path / "it is raw.h264")
     with pytest.raises(MbrError, match=r"frame 0 has no presentation time.*ffmpeg -r 25 -i '/.*raw\.h264' -qp 0"):

@@ -35,6 +35,7 @@ _NS = 1_000_000_000
 # Their durations count from time 0, wherever the first frame lies; those of other formats count from that frame.
 _DURATION_FROM_ZERO = ("matroska,webm", "avi", "asf", "nut")
 _REORDERED_FRAMES = 16  # so far from its place is no frame in H.264, and in older formats even less
+_LONGEST_GAP_NS = 7 * 24 * 3600 * _NS  # every tick of a gap has its row: a clock that was set by years fills a disk
 _SEEK_BEYOND_NS = 5 * _NS  # decoding on is quicker than a jump over less
 
 _log = logging.getLogger(__name__)
@@ -105,10 +106,10 @@ class VideoFile:
                     raise self._mistimed(f"frame {count} has no presentation time")
                 first_pts = decoded.pts if first_pts is None else first_pts
                 before_ns, time_ns = time_ns, round((decoded.pts - first_pts) * time_base * _NS)
-                if time_ns < before_ns:
+                if not 0 <= time_ns - before_ns <= _LONGEST_GAP_NS:
                     raise self._mistimed(
                         f"frame {count} is said to be of {time_ns / _NS:.3f} s, but the frame before it of "
-                        f"{before_ns / _NS:.3f} s: the clock of the recording was set back, or pieces of several "
+                        f"{before_ns / _NS:.3f} s: the clock of the recording was set, or pieces of several "
                         "recordings were put into one file"
                     )
                 last_s = float(decoded.pts * time_base)
