@@ -81,6 +81,49 @@ def test_labels_that_stop_or_come_late_end_everything(tmp_path: Path) -> None:
         assert_leased(box)
 
 
+def test_an_onset_counts_where_labels_paused_before_it(tmp_path: Path) -> None:
+    """Nothing came for longer than a label may be old; then the next row, fresh, begins a bout."""
+    with SimulatedBox() as box:
+        config = rig_config(tmp_path, [trigger([line(box)])], [line(box)], STALE_AFTER_S)
+        with closing(Labels(config)) as labels, output_process(config):
+            listening(config, labels)
+            labels.row(0)
+            time.sleep(STALE_AFTER_S + 0.3)
+            labels.play([1, 0])
+            wait_for(lambda: len(box.highs(1)) == 1, "the pulse")
+
+
+def test_an_onset_that_nobody_could_act_upon_has_a_receipt_that_says_so(tmp_path: Path) -> None:
+    """Its label came too late; it never came; nobody was there; it was the last one of the session."""
+    with SimulatedBox() as box:
+        config = rig_config(tmp_path, [trigger([line(box)])], [line(box)], STALE_AFTER_S)
+        onsets: list[int] = []
+
+        def bout(*, age_s: float = 0.0, told: bool = True) -> None:
+            onsets.append(labels.index)
+            for grooming in (1, 0):
+                labels.row(grooming, age_s=age_s, told=told)
+
+        with closing(Labels(config)) as labels:
+            with output_process(config) as child:
+                listening(config, labels)
+                bout(age_s=STALE_AFTER_S + 0.05)
+                bout(told=False)
+                labels.row(0)
+                wait_for(lambda: len(skipped(config)) == 2, "the receipts of both")
+                kill(child)
+            bout()
+            with output_process(config):
+                listening(config, labels)
+                bout(told=False)
+        assert skipped(config) == [(frame, "stale") for frame in onsets]
+        assert box.highs(1) == []
+
+
+def skipped(config: Config) -> list[tuple[int, str]]:
+    return [(int(row["frame"]), row["why"]) for row in receipts(config) if row["what"] == "skipped"]
+
+
 def test_shams_and_dry_runs_are_written_and_not_delivered(tmp_path: Path) -> None:
     with SimulatedBox() as box:
         triggers = [
@@ -184,6 +227,8 @@ def test_no_receipt_no_trigger(tmp_path: Path) -> None:
     assert unwritten(config) == 1
     begun = [row["trial"] for row in receipts(config) if (row["what"], row["edge"]) == ("decided", "on")]
     assert begun == [*map(str, range(1, 10)), "11"]  # the number of the one that was not begun is not used again
+    (of_it,) = [row for row in receipts(config) if row["what"] == "skipped"]
+    assert (of_it["why"], of_it["trial"]) == ("unwritten", "10")
 
 
 def test_receipts_of_another_session_are_refused(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from mbr_live.triggers.machine import (
 from mbr_live.types import TICK_NS, UNKNOWN
 
 STALE = 9  # in a sequence: no row, but labels that went stale
+LATE = {10: 0, 11: 1}  # rows that came too late
 
 ONSET = TriggerRule("stim", "cage", "onset", all_of=(0,), on_s=0.1)
 WHILE = TriggerRule("stim", "cage", "while", all_of=(0,), on_s=1.0)
@@ -43,7 +44,7 @@ def play(
         if now == STALE:
             new, state = lapse(rule, state, "stale")
         else:
-            new, state = step(rule, state, index, index * TICK_NS, now)
+            new, state = step(rule, state, index, index * TICK_NS, LATE.get(now, now), late=now in LATE)
             index += 1
         actions += new
         on.append(state.is_on)
@@ -88,6 +89,34 @@ def test_lasting_counts_from_an_onset_that_was_seen() -> None:
     assert edges(play(rule, [0, 1, 1, 1, 1, 1, 0])[0]) == [("on", 4, "lasting"), ("off", 6, "done")]
     assert play(rule, [0, 1, 1, -1, 1, 1, 1, 1, 1])[0] == []
     assert play(rule, [1, 1, 1, 1, 1])[0] == []
+
+
+def test_an_event_in_a_late_row_is_skipped_and_one_in_a_fresh_row_counts_whatever_came_late_before() -> None:
+    late_0, late_1 = LATE
+    assert edges(play(ONSET, [0, late_1, 0, 1])[0]) == [("skip", 1, "stale"), ("on", 3, "onset")]
+    assert edges(play(ONSET, [late_0, 1])[0]) == edges(play(ONSET, [0, STALE, 1])[0]) == [("on", 1, "onset")]
+    offset = replace(ONSET, when="offset")
+    assert edges(play(offset, [1, late_0])[0]) == [("skip", 1, "stale")]
+    lasting = replace(ONSET, when="lasting", lasting_frames=2)
+    assert edges(play(lasting, [0, late_1, 1, 1])[0]) == [("on", 3, "lasting")]
+    assert edges(play(lasting, [0, 1, 1, late_1, 1, 1])[0]) == [("skip", 3, "stale")]
+    yoked = TriggerRule("y", "cage", "yoked", on_s=0.3, yoked=((1, 0.1),))
+    assert edges(play(yoked, [0, late_1])[0]) == [("skip", 1, "stale")]
+    cooling = replace(ONSET, cooldown_frames=5)
+    assert edges(play(cooling, [0, 1, 0, late_1])[0])[-1] == ("skip", 3, "cooldown")
+
+
+def test_a_while_trial_begins_and_resumes_with_the_first_fresh_row() -> None:
+    _, late_1 = LATE
+    assert edges(play(WHILE, [0, late_1, late_1, 1, 0, late_1, 0])[0]) == [
+        ("skip", 1, "stale"), ("on", 3, "while"), ("off", 4, "over"), ("skip", 5, "stale"),
+    ]  # fmt: skip
+    assert edges(play(WHILE, [0, 1, late_1, 1, 1])[0]) == [("on", 1, "while"), ("off", 1, "stale")]
+    resuming = replace(WHILE, resume_frames=2)
+    assert edges(play(resuming, [0, 1, late_1, 1, 0])[0]) == [
+        ("on", 1, "while"), ("off", 1, "stale"), ("on", 3, "resumed"), ("off", 4, "over"),
+    ]  # fmt: skip
+    assert edges(play(resuming, [0, 1, late_1, late_1, late_1, 1])[0]) == [("on", 1, "while"), ("off", 1, "stale")]
 
 
 def test_cooldown_busy_and_the_hour_skip_an_event_for_good() -> None:
@@ -159,14 +188,14 @@ rules = st.builds(
     max_per_hour=st.integers(1, 4),
     sham_probability=st.floats(0, 1),
 ).map(lambda rule: rule if rule.when == "while" else replace(rule, resume_frames=0))
-rows = st.lists(st.sampled_from([0, 1, 0, 1, 1, UNKNOWN, STALE]), max_size=80)
+rows = st.lists(st.sampled_from([0, 1, 0, 1, 1, UNKNOWN, STALE, *LATE]), max_size=80)
 
 
 @given(rules, rows)
 def test_never_on_what_is_unknown_and_while_only_on_a_label_of_1(rule: TriggerRule, conditions: list[int]) -> None:
     _, on, _ = play(rule, conditions)
     for now, is_on in zip(conditions, on, strict=True):
-        assert not (is_on and now in (UNKNOWN, STALE))
+        assert not (is_on and now in (UNKNOWN, STALE, *LATE))
         if rule.when == "while":
             assert not (is_on and now != 1)
 
@@ -204,8 +233,10 @@ def test_one_bout_one_trial(rule: TriggerRule, conditions: list[int]) -> None:
     """Between two known 0 there is at most one event, whatever was unknown in between (an offset ends one)."""
     actions, _, _ = play(rule, conditions)
     known = [now for now in conditions if now != STALE]
-    bout = [sum(now == 0 for now in known[: index + 1]) for index in range(len(known))]
-    events = Counter(bout[a.index] for a in actions if a.edge in ("on", "skip") and a.why != "resumed")
+    bout = [sum(LATE.get(now, now) == 0 for now in known[: index + 1]) for index in range(len(known))]
+    # A `while` trial that a late row could not begin may still begin with a fresh one of the same bout.
+    passed = ("resumed", "stale") if rule.when == "while" else ("resumed",)
+    events = Counter(bout[a.index] for a in actions if a.edge in ("on", "skip") and a.why not in passed)
     assert all(count == 1 for count in events.values())
 
 
@@ -224,7 +255,7 @@ def test_a_restart_at_any_moment_repeats_nothing(rule: TriggerRule, conditions: 
     assert len({a.trial for a in trials}) == len(trials)
     # An event that came before the restart is not there again: no bout has two.
     known = [now for now in conditions if now != STALE]
-    bout = [sum(now == 0 for now in known[: index + 1]) for index in range(len(known))]
+    bout = [sum(LATE.get(now, now) == 0 for now in known[: index + 1]) for index in range(len(known))]
     if before:  # a process that has never done anything knows no more than one that has just been started
         events = Counter(bout[a.index] for a in trials)
         assert all(count == 1 for count in events.values())

@@ -55,20 +55,20 @@ class Labels:
         self.index = len(self._log.read_text().splitlines()) - 1
         self.captured_ns: list[int] = []  # of every row, in order
 
-    def row(self, grooming: int, *, age_s: float = 0.0) -> None:
-        """One row, captured `age_s` ago; -1: the animal is lost."""
+    def row(self, grooming: int, *, age_s: float = 0.0, told: bool = True) -> None:
+        """One row, captured `age_s` ago; -1: the animal is lost. Not `told`: it is in the log, and nobody hears it."""
         now_ns = time.monotonic_ns()
         captured_ns = now_ns - int(age_s * 1e9)
         status = "lost" if grooming < 0 else "ok"
         with self._log.open("a") as log:
             log.write(f"{self.index},{self.index},{time.time_ns()},{status},,,,,{grooming},{min(grooming, 0)}\n")
-        self._publisher.publish(
-            LabelMessage(
-                camera="cage", index=self.index, status=status, labels=[grooming, min(grooming, 0)],
-                time_ns=time.time_ns(), captured_ns=captured_ns, received_ns=now_ns, labelled_ns=now_ns,
-                clock=own_clock(),
-            )
+        message = LabelMessage(
+            camera="cage", index=self.index, status=status, labels=[grooming, min(grooming, 0)],
+            time_ns=time.time_ns(), captured_ns=captured_ns, received_ns=now_ns, labelled_ns=now_ns,
+            clock=own_clock(),
         )  # fmt: skip
+        if told:
+            self._publisher.publish(message)
         self.captured_ns.append(captured_ns)
         self.index += 1
 

@@ -39,6 +39,7 @@ COLUMNS = (
 )  # fmt: skip
 HEADER = ",".join(COLUMNS)
 _GRID_NS = 2_000_000_000  # frames of one session are captured within some ticks of its grid
+_KEPT = ("session", "started", "unwritten", "late_labels", "accounted")  # of a session that goes on
 _KINDS = ("trials", "shams", "skipped", "deliveries")
 STAGES = (
     "capture_to_receive", "receive_to_label", "label_to_decision", "decision_to_sent", "sent_to_confirmed",
@@ -69,6 +70,7 @@ class Summary(BaseModel):
     undelivered: int = 0  # messages that the next process has to send
     unwritten: int = 0  # trials that were not begun because the log could not be written
     late_labels: int = 0  # rows that were stale when they came
+    accounted: int = -1  # the last frame of the label log whose events all have their receipts
     latency: dict[str, dict[str, float]] = {}  # ms, by stage; of this process
 
 
@@ -90,6 +92,7 @@ class TriggerLog:
     ) -> None:
         self._rows, self._summary_path = rows, summary_path
         self.summary = summary
+        self.taken = summary.accounted  # the last frame that was decided upon; its receipts may wait for room
         self._latency = {stage: LatencyHistogram() for stage in STAGES}
         self._counts = counts
 
@@ -160,7 +163,8 @@ class TriggerLog:
 
         `durable`: wait for the disk, as no trigger may while it works.
         """
-        self._rows.flush()
+        if self._rows.flush():
+            self.summary.accounted = self.taken
         by_kind = {kind: {name: n for (of, name), n in self._counts.items() if of == kind} for kind in _KINDS}
         for kind, counts in by_kind.items():
             setattr(self.summary, kind, counts)
@@ -200,8 +204,11 @@ def open_log(
     resumed = _was_begun(path, summary_path)
     if resumed:
         before = _read_summary(summary_path) or summary
-        kept = {name: getattr(before, name) for name in ("session", "started", "unwritten", "late_labels")}
+        kept = {name: getattr(before, name) for name in _KEPT}
         summary = summary.model_copy(update={**kept, "restarts": before.restarts + 1})
+    else:
+        # What was labelled before there were triggers is not their business.
+        summary.accounted = last_frame(out / f"{camera}{LABELS_SUFFIX}")
     past = _past(path, summary, rules, shams_to) if resumed else _nothing(rules)
     _check_same_session(out, camera, past)
     log = TriggerLog(WaitingRows(path, HEADER + "\n"), summary_path, summary, past.counts)

@@ -2,8 +2,9 @@
 
 A *trial* is one time that a trigger comes on; it is on between its edges `on` and `off`. The rules, for every kind:
 
-- A trigger is on only upon what is known. A row without a label (warm-up, gap, lost, blind), a row that was missed and
-  labels that went stale end the trial at once; a `while` trial may resume within `resume_frames`.
+- A trigger is on only upon what is known, and comes on only upon what is fresh. A row without a label (warm-up, gap,
+  lost, blind), a row that was missed and labels that went stale end the trial at once; a `while` trial may resume
+  within `resume_frames`.
 - One bout, one trial. Only a row that is known to be 0 ends a bout; so what was unknown in between never makes one bout
   fire twice.
 - An onset is a known 0 and in the very next row a known 1; an offset the reverse. What happened unseen is not an event.
@@ -79,7 +80,7 @@ class Action:
     trigger: str
     camera: str
     edge: Edge
-    trial: int  # from 1; 0 for a skip
+    trial: int  # from 1; of a skip 0, or the number that is used up by it
     index: int  # tick
     sham: bool = False
     why: str = ""
@@ -130,24 +131,29 @@ def condition(rule: TriggerRule, status: str, labels: Sequence[int]) -> int:
 
 
 def step(
-    rule: TriggerRule, state: TriggerState, index: int, time_ns: int, now: int
+    rule: TriggerRule, state: TriggerState, index: int, time_ns: int, now: int, *, late: bool = False
 ) -> tuple[list[Action], TriggerState]:
     """Take the row of tick `index` with the condition `now`; what the trigger does, and the next state.
 
-    A row that is not later than the last one changes nothing; ticks in between that never came are unknown.
+    A row that is not later than the last one changes nothing; ticks in between that never came are unknown. What a
+    `late` row says is known, but nobody may act upon it any more.
     """
     if index <= state.last_index:
         return [], state
     actions: list[Action] = []
     if index > state.last_index + 1 and state.last_index != UNKNOWN:
         actions, state = lapse(rule, state, "unknown")
+        state = replace(state, before=UNKNOWN, since=UNKNOWN)
+    if late:
+        stale, state = lapse(rule, state, "stale")
+        actions += stale
     armed = rule.window.holds(index, time_ns)
-    ended, state = _end_if_over(rule, state, index, now, armed)
+    ended, state = _end_if_over(rule, state, index, now, armed, late)
     actions += ended
-    events, skipped = _events(rule, state, index, now)
+    events, skipped = _events(rule, state, index, now, late)
     actions += [_action(rule, "skip", index=start, why="unknown") for start in skipped]
     if events:
-        begun, state = _begin(rule, state, index, events[-1], armed)
+        begun, state = _begin(rule, state, index, events[-1], armed, late)
         actions += begun
     since = state.since if now == 1 and state.before == 1 else UNKNOWN
     if now == 1 and state.before == 0 and state.last_index == index - 1:
@@ -156,9 +162,8 @@ def step(
 
 
 def lapse(rule: TriggerRule, state: TriggerState, why: str) -> tuple[list[Action], TriggerState]:
-    """Nothing is known from now on until the next row: rows were missed (`unknown`) or labels went stale (`stale`)."""
-    actions, state = _suspend(rule, state, state.last_index, why) if state.is_on else ([], state)
-    return actions, replace(state, before=UNKNOWN, since=UNKNOWN)
+    """End what is on, since rows were missed (`unknown`) or labels went stale (`stale`)."""
+    return _suspend(rule, state, state.last_index, why) if state.is_on else ([], state)
 
 
 def finish(rule: TriggerRule, state: TriggerState, why: str) -> tuple[list[Action], TriggerState]:
@@ -190,7 +195,14 @@ def recall(rule: TriggerRule, state: TriggerState, action: Action) -> TriggerSta
     return replace(state, trial=trial, recent=recent)
 
 
-def _events(rule: TriggerRule, state: TriggerState, index: int, now: int) -> tuple[list[float], list[int]]:
+def remind(state: TriggerState, index: int, now: int) -> TriggerState:
+    """The state after `recall`, once it is known what the label log says of tick `index`, which was taken already."""
+    if index < state.last_index:
+        return state
+    return replace(state, last_index=index, before=now, spent=state.spent and now != 0)
+
+
+def _events(rule: TriggerRule, state: TriggerState, index: int, now: int, late: bool) -> tuple[list[float], list[int]]:
     """Lengths in s of the trials that should begin at this tick, and ticks of those whose time passed unknown."""
     if rule.when == "yoked":
         first, end = (bisect_right(rule.yoked, (tick, float("inf"))) for tick in (state.last_index, index))
@@ -200,7 +212,8 @@ def _events(rule: TriggerRule, state: TriggerState, index: int, now: int) -> tup
     happens = {
         "onset": state.before == 0 and now == 1,
         "offset": state.before == 1 and now == 0,
-        "while": now == 1 and not state.spent,
+        # Of rows that come late the first one tells; the bout may have its trial at a fresh one.
+        "while": now == 1 and not state.spent and not (late and state.before == 1),
         "lasting": now == 1
         and not state.spent
         and state.since != UNKNOWN
@@ -210,16 +223,17 @@ def _events(rule: TriggerRule, state: TriggerState, index: int, now: int) -> tup
 
 
 def _begin(
-    rule: TriggerRule, state: TriggerState, index: int, on_s: float, armed: bool
+    rule: TriggerRule, state: TriggerState, index: int, on_s: float, armed: bool, late: bool
 ) -> tuple[list[Action], TriggerState]:
     if state.trial is not None and state.trial.suspended != UNKNOWN:
         trial = replace(state.trial, suspended=UNKNOWN)
         left_s = (trial.stop - index) / RATE_FPS
         on = _action(rule, "on", index=index, trial=trial.number, sham=trial.sham, why="resumed", on_s=left_s)
         return [on], replace(state, trial=trial, spent=True)
-    why = _why_not(rule, state, index, armed)
+    why = _why_not(rule, state, index, armed, late)
     if why:
-        return [_action(rule, "skip", index=index, why=why)], replace(state, spent=True)
+        spent = not (why == "stale" and rule.when == "while")
+        return [_action(rule, "skip", index=index, why=why)], replace(state, spent=spent)
     number = state.trials + 1
     trial = Trial(number, index, _stop(index, on_s), is_sham(rule, number))
     on = _action(rule, "on", index=index, trial=number, sham=trial.sham, why=rule.when, on_s=on_s)
@@ -227,7 +241,7 @@ def _begin(
     return [on], replace(state, trial=trial, trials=number, spent=True, recent=recent)
 
 
-def _why_not(rule: TriggerRule, state: TriggerState, index: int, armed: bool) -> str:
+def _why_not(rule: TriggerRule, state: TriggerState, index: int, armed: bool, late: bool) -> str:
     if not armed:
         return "disarmed"
     if state.trial is not None:
@@ -235,11 +249,13 @@ def _why_not(rule: TriggerRule, state: TriggerState, index: int, armed: bool) ->
     if index < state.free_from:
         return "cooldown"
     full = len(state.recent) >= rule.max_per_hour and state.recent[-rule.max_per_hour] > index - HOUR_FRAMES
-    return "per_hour" if full else ""
+    if full:
+        return "per_hour"
+    return "stale" if late else ""
 
 
 def _end_if_over(
-    rule: TriggerRule, state: TriggerState, index: int, now: int, armed: bool
+    rule: TriggerRule, state: TriggerState, index: int, now: int, armed: bool, late: bool
 ) -> tuple[list[Action], TriggerState]:
     trial = state.trial
     if trial is None:
@@ -255,7 +271,7 @@ def _end_if_over(
         if why or index - trial.suspended > rule.resume_frames:
             return [], _ended(rule, state, trial.suspended + 1)
         # The bout goes on: what suspended the trial did not end it.
-        return [], replace(state, spent=state.spent and now != 1)
+        return [], replace(state, spent=state.spent and (late or now != 1))
     if now == UNKNOWN:
         return _suspend(rule, state, index, "unknown")
     if why:

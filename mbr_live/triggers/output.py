@@ -7,12 +7,15 @@ when labels stop coming, for whatever reason, and also when this process stops.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Literal, get_args
 
 from pydantic import ValidationError
@@ -21,6 +24,8 @@ from mbr_live.appending import once_there_is_room
 from mbr_live.bundle import load_bundle
 from mbr_live.config import Config
 from mbr_live.keys import load_keys
+from mbr_live.label_log import LABELS_SUFFIX, read_labels
+from mbr_live.manifest import Manifest
 from mbr_live.processes import Stop, notify, stop_signal
 from mbr_live.sinks import write_atomically
 from mbr_live.status import (
@@ -34,12 +39,12 @@ from mbr_live.status import (
 )
 from mbr_live.trigger_config import Line
 from mbr_live.triggers.log import Moments, Past, Summary, TriggerLog, message_id, open_log, routes
-from mbr_live.triggers.machine import Action, TriggerRule, TriggerState, condition, finish, lapse, step
+from mbr_live.triggers.machine import Action, TriggerRule, TriggerState, condition, finish, lapse, remind, step
 from mbr_live.triggers.outputs.pool import Pool
 from mbr_live.triggers.outputs.protocol import TriggerMessage
 from mbr_live.triggers.outputs.workers import Delivery, Outcome
 from mbr_live.triggers.rules import trigger_rules
-from mbr_live.types import UNKNOWN, MbrError
+from mbr_live.types import MbrError
 from mbr_live.wire import StatusSubscriber, own_clock
 
 LOOK_EVERY_S = 0.05  # at least so often staleness and the ends of trials are looked at
@@ -58,8 +63,8 @@ def output(config: Config) -> None:
     MbrError when a trigger or an output cannot work. Where an output process has run before in this folder and was not
     ended, the session goes on: what cannot be reached now is tried again and again.
     """
-    behaviours = load_bundle(config.bundle).manifest.behaviour_names
-    rules = trigger_rules(config, behaviours)
+    manifest = load_bundle(config.bundle).manifest
+    rules = trigger_rules(config, manifest.behaviour_names)
     if not rules:
         raise MbrError("output: the configuration has no [[trigger]]. Add one; docs/triggers.md shows how.")
     config.out.mkdir(parents=True, exist_ok=True)
@@ -73,7 +78,7 @@ def output(config: Config) -> None:
         if lanes is None:
             return
         pool.start(strict=strict)
-        service = _Service(config, lanes, pool, len(behaviours))
+        service = _Service(config, lanes, pool, manifest)
         service.take_up()
         notify("READY=1")
         service.serve(stop, subscriber)
@@ -93,12 +98,13 @@ def check_outputs(config: Config) -> None:
 class _Lane:
     """One camera: its triggers, their states and their receipts."""
 
-    def __init__(self, rules: list[TriggerRule], log: TriggerLog, past: Past) -> None:
-        self.rules, self.log, self.past = rules, log, past
+    def __init__(self, camera: str, rules: list[TriggerRule], log: TriggerLog, past: Past) -> None:
+        self.camera, self.rules, self.log, self.past = camera, rules, log, past
         self.states = dict(past.states)
         self.ends_ns: dict[str, int] = {}  # by trigger: when its trial is over by the clock (monotonic)
         self.captured_ns = 0  # of the last fresh label
         self.time_ns = past.last_time_ns  # of the last row
+        self.unread = False  # its label log could not be read
         self.stale = True
         self.moments: OrderedDict[str, Moments] = OrderedDict()  # by id of a message
 
@@ -116,7 +122,7 @@ def _lanes(config: Config, rules: Sequence[TriggerRule], stack: ExitStack) -> di
         tables = [entry.model_dump(mode="json") for entry in config.trigger if entry.camera == camera]
         log, past = open_log(config.out, camera, own, shams_to, template.model_copy(update={"triggers": tables}))
         stack.callback(log.close)
-        lanes[camera] = _Lane(own, log, past)
+        lanes[camera] = _Lane(camera, own, log, past)
     return lanes
 
 
@@ -128,8 +134,8 @@ def shams_are_told_to(config: Config) -> frozenset[str]:
 class _Service:
     """The loop: a label, what the triggers make of it, receipts; and the clock."""
 
-    def __init__(self, config: Config, lanes: dict[str, _Lane], pool: Pool, behaviours: int) -> None:
-        self._out, self._lanes, self._pool, self._behaviours = config.out, lanes, pool, behaviours
+    def __init__(self, config: Config, lanes: dict[str, _Lane], pool: Pool, manifest: Manifest) -> None:
+        self._out, self._lanes, self._pool, self._manifest = config.out, lanes, pool, manifest
         self._stale_ns = int(config.watchdog.stale_after_s * _NS)
         self._shams_to = shams_are_told_to(config)
         self._next_save_s = 0.0
@@ -163,6 +169,7 @@ class _Service:
         for lane in self._lanes.values():
             for rule in lane.rules:
                 self._apply(lane, rule, finish(rule, lane.states[rule.name], "stop"))
+            self._account_for(lane, math.inf)
         self._pool.stop(DRAIN_S)
         self._note_deliveries()
         waiting = self._pool.waiting()
@@ -190,8 +197,8 @@ class _Service:
         lane = self._lanes.get(message.camera) if isinstance(message, LabelMessage) else None
         if lane is None or not isinstance(message, LabelMessage):
             return
-        if len(message.labels) != self._behaviours:
-            self._refuse(f"labels of {len(message.labels)} behaviours came, the bundle has {self._behaviours}")
+        if len(message.labels) != (behaviours := len(self._manifest.behaviour_names)):
+            self._refuse(f"labels of {len(message.labels)} behaviours came, the bundle has {behaviours}")
         elif message.labelled_ns is not None and message.clock != own_clock():
             self._refuse("inference runs on another machine, by whose clock the age of labels cannot be told")
         else:
@@ -204,21 +211,45 @@ class _Service:
             _log.error("%s; no trigger acts upon that", why)
 
     def _label(self, lane: _Lane, message: LabelMessage) -> None:
+        if message.index > lane.log.taken + 1:
+            self._account_for(lane, message.index)
         now_ns = time.monotonic_ns()
         moments = _moments(message, now_ns)
-        fresh = moments is not None and now_ns - moments.captured_ns <= self._stale_ns
-        if moments is not None and fresh:
-            lane.captured_ns, lane.stale = moments.captured_ns, False
-        elif moments is not None:
+        late = moments is not None and now_ns - moments.captured_ns > self._stale_ns
+        if late:
             lane.log.summary.late_labels += 1
             self._lapse(lane)
+        elif moments is not None:
+            lane.captured_ns, lane.stale = moments.captured_ns, False
         lane.time_ns = message.time_ns
         for rule in lane.rules:
-            known = condition(rule, message.status, message.labels) if fresh else UNKNOWN
-            self._apply(lane, rule, step(rule, lane.states[rule.name], message.index, message.time_ns, known), moments)
+            now = condition(rule, message.status, message.labels)
+            state = lane.states[rule.name]
+            self._apply(lane, rule, step(rule, state, message.index, message.time_ns, now, late=late), moments)
             self._renew(lane, rule)
+        lane.log.taken = max(lane.log.taken, message.index + message.ticks - 1)
         if moments is not None:
             lane.log.labelled(moments)
+
+    def _account_for(self, lane: _Lane, until: float) -> None:
+        """Take the rows before frame `until` that nobody heard, from the label log: what they begin is skipped."""
+        labels, taken = self._out / f"{lane.camera}{LABELS_SUFFIX}", lane.log.taken
+        rows = read_labels(labels, self._manifest, from_frame=max(taken, 0), growing=True)
+        try:
+            for row in takewhile(lambda row: row.index < until, rows):
+                lane.time_ns = row.time_ns
+                for rule in lane.rules:
+                    state, now = lane.states[rule.name], condition(rule, row.status, row.labels)
+                    if row.index in (taken, state.last_index):
+                        lane.states[rule.name] = remind(state, row.index, now)
+                    else:
+                        self._apply(lane, rule, step(rule, state, row.index, row.time_ns, now, late=True))
+                lane.log.taken = row.index
+                self._save_if_due()
+        except (OSError, MbrError) as error:
+            if not lane.unread:
+                _log.error("%s: what nobody heard has no receipts (%s)", labels, error)
+            lane.unread = True
 
     def _apply(
         self,
@@ -241,6 +272,7 @@ class _Service:
             if action.edge == "on":
                 lane.log.summary.unwritten += 1
                 _, lane.states[rule.name] = finish(rule, lane.states[rule.name], "unwritten")
+                self._act(lane, rule, replace(action, edge="skip", why="unwritten", on_s=0.0))
                 return
         if action.edge == "skip":
             return
