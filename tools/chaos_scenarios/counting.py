@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,8 +36,11 @@ class Outcome:
     told: int = 0  # labels that were published
     labels_lost: int = 0  # of these, not in the log as they were told: must be 0
     triggers: int = 0  # edges that were decided and had to reach a receiver
-    triggers_lost: int = 0  # of these, never received; and onsets in fresh labels without a receipt: must be 0
+    triggers_lost: int = 0  # of these, never received; and events without a receipt: must be 0
     triggers_false: int = 0  # received or decided without cause: must be 0
+    skips: Counter[str] = field(
+        default_factory=Counter
+    )  # events that were not acted upon, by the reason in the receipt
     leaked: int = 0  # processes that were there afterwards: must be 0
     growth_mib: float | None = None  # of the resident memory of inference, after its first tenth
     memory_mib: list[tuple[float, float]] = field(default_factory=list)  # seconds, MiB

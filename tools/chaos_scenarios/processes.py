@@ -13,7 +13,7 @@ from pathlib import Path
 
 from chaos_scenarios.counting import Outcome, count_frames, count_told
 from chaos_scenarios.ear import Ear
-from chaos_scenarios.receivers import Deaf, Receiver, count_pulses, count_triggers, with_triggers
+from chaos_scenarios.receivers import Receiver, count_pulses, count_triggers, with_triggers
 from chaos_scenarios.rig import WARM_S, Watching, processes_of, running, simulated, system_config
 from mbr_live.live.run import SYSTEM_FILE
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
@@ -56,7 +56,7 @@ def freezes(folder: Path, seed: int, watching: Watching, seconds: float = 100.0)
 
 def supervisor(folder: Path, seed: int, watching: Watching, times: int = 2) -> Outcome:
     """SIGKILL of `mbr-live run` itself: its processes end by themselves, and the next run goes on."""
-    outcome, random_, deaf = Outcome("supervisor", seed), random.Random(seed), Deaf()
+    outcome, random_ = Outcome("supervisor", seed), random.Random(seed)
     out = folder / "out"
     with SimulatedBox() as box, Receiver() as receiver:
         config = with_triggers(system_config(out, *CAMERAS), box, receiver.url)
@@ -64,24 +64,20 @@ def supervisor(folder: Path, seed: int, watching: Watching, times: int = 2) -> O
         (out / SYSTEM_FILE).write_text(config.model_dump_json())
         with closing(Ear(config)) as ear:
             for number in range(times + 1):
-                start_s = time.monotonic()
                 with subprocess.Popen(
                     [sys.executable, "-m", "mbr_live", "run", str(out / SYSTEM_FILE), "--plain"],
                     stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                 ) as process:  # fmt: skip
                     told = len(ear.told)
                     _wait(watching, "the first label", 90, lambda told=told: len(ear.told) > told)
-                    deaf.spans.append((start_s, time.monotonic() + 1.0))
                     time.sleep(WARM_S + random_.uniform(0.0, 8.0))
                     process.send_signal(signal.SIGKILL if number < times else signal.SIGTERM)
-                    dead_s = time.monotonic()
                     process.wait(60)
                 gone = _wait(watching, "its processes to end", ORPHANS_GONE_WITHIN_S, lambda: not processes_of(folder))
                 outcome.expect(gone, f"processes outlived their supervisor by {ORPHANS_GONE_WITHIN_S:.0f} s")
-                deaf.spans.append((dead_s, time.monotonic()))
         count_frames(outcome, config)
         count_told(outcome, config, ear.told)
-        count_triggers(outcome, config, ear, deaf, [receiver.ids])
+        count_triggers(outcome, config, [receiver.ids])
         count_pulses(outcome, config, box)
     outcome.harm = f"kill -9 of the supervisor: {times}"
     return outcome

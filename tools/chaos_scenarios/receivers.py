@@ -6,12 +6,10 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
 from chaos_scenarios.counting import Outcome, labels_of
-from chaos_scenarios.ear import Ear
 from mbr_live.bundle import load_bundle
 from mbr_live.config import Config
 from mbr_live.label_log import LabelRow
@@ -72,39 +70,21 @@ def with_triggers(config: Config, box: SimulatedBox, url: str, more: Sequence[An
     return Config.model_validate(config.model_copy(update=update).model_dump())
 
 
-@dataclass
-class Deaf:
-    """Stretches (monotonic, s) in which the output process could not hear: dead, standing still, or starting."""
-
-    spans: list[tuple[float, float]] = field(default_factory=list)
-
-    def at(self, instant_s: float) -> bool:
-        return any(start <= instant_s <= end for start, end in self.spans)
-
-
-def count_triggers(outcome: Outcome, config: Config, ear: Ear, deaf: Deaf, received: Sequence[Counter[str]]) -> None:
-    """Every event in the labels against the receipts, and every receipt against what was received.
-
-    An event counts as seen where both of its rows were published, were fresh, and somebody was there to hear them.
-    """
+def count_triggers(outcome: Outcome, config: Config, received: Sequence[Counter[str]]) -> None:
+    """Every event in the labels against the receipts, and every receipt against what was received."""
     columns = load_bundle(config.bundle).manifest.behaviour_names
-    unseen = 0
     decided_ids: set[str] = set()
     for camera in (camera.name for camera in config.camera):
-        summary = json.loads((config.out / f"{camera}{SUMMARY_SUFFIX}").read_text())
-        session, late = summary["session"], summary["late_labels"]
+        session = json.loads((config.out / f"{camera}{SUMMARY_SUFFIX}").read_text())["session"]
         receipts = list(read_receipts(config.out / f"{camera}{TRIGGERS_SUFFIX}"))
         on = {(row["trigger"], int(row["frame"])) for row in receipts if _is(row, "decided", "on")}
-        skipped = {(row["trigger"], int(row["frame"])) for row in receipts if row["what"] == "skipped"}
+        skipped = {(row["trigger"], int(row["frame"])): row["why"] for row in receipts if row["what"] == "skipped"}
         events = _events(camera, labels_of(config, camera), columns)
-        outcome.triggers_false += len(on - events)
-        for trigger, frame in events - on - skipped:
-            if _was_heard(ear, deaf, camera, frame):
-                outcome.triggers_lost += 1
-                how = f"{_how_heard(ear, camera, frame)}, {late} labels were late at the output process"
-                outcome.notes.append(f"no receipt of {trigger} at {frame}: {how}")
-            else:
-                unseen += 1
+        outcome.triggers_false += len((on | skipped.keys()) - events)
+        for trigger, frame in sorted(events - on - skipped.keys()):
+            outcome.triggers_lost += 1
+            outcome.notes.append(f"no receipt of {trigger} at {frame}")
+        outcome.skips.update(skipped.values())
         decided_ids |= {
             f"{session}/{camera}/{row['trigger']}/{row['trial']}/{row['edge']}/{row['frame']}"
             for row in receipts
@@ -114,18 +94,10 @@ def count_triggers(outcome: Outcome, config: Config, ear: Ear, deaf: Deaf, recei
     for ids in received:
         outcome.triggers_lost += len(decided_ids - set(ids))
         outcome.triggers_false += len(set(ids) - decided_ids)
-    twice = sum(count - 1 for ids in received for count in ids.values())
-    if unseen:
-        outcome.notes.append(f"{unseen} events while labels were stale or nobody heard them: not fired, as promised")
-    if twice:
+    if twice := sum(count - 1 for ids in received for count in ids.values()):
         outcome.notes.append(f"{twice} messages delivered twice, under the same id")
-
-
-def _how_heard(ear: Ear, camera: str, frame: int) -> str:
-    before, now = (ear.heard(camera, index) for index in (frame - 1, frame))
-    if before is None or now is None:
-        return "not heard"
-    return f"heard {before.age_s:.2f} and {now.age_s:.2f} s old, {now.at_s - before.at_s:.2f} s apart"
+    if outcome.skips:
+        outcome.notes.append(f"events skipped: {', '.join(f'{why} {n}' for why, n in sorted(outcome.skips.items()))}")
 
 
 def count_pulses(outcome: Outcome, config: Config, box: SimulatedBox) -> None:
@@ -155,11 +127,3 @@ def _events(camera: str, rows: Sequence[LabelRow], behaviours: Sequence[str]) ->
             if name in BEHAVIOURS and was != is_:
                 found.add((f"{camera}-{'onset' if is_ else 'offset'}-{name}", now.index))
     return found
-
-
-def _was_heard(ear: Ear, deaf: Deaf, camera: str, frame: int) -> bool:
-    for index in (frame - 1, frame):
-        heard = ear.heard(camera, index)
-        if heard is None or deaf.at(heard.at_s) or heard.age_s > STALE_AFTER_S - 0.1:
-            return False
-    return True

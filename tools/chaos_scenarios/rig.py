@@ -13,7 +13,7 @@ from pathlib import Path
 
 from chaos_scenarios.counting import Outcome, count_frames, count_told
 from chaos_scenarios.ear import Ear
-from chaos_scenarios.receivers import Deaf, Receiver, count_pulses, count_triggers, with_triggers
+from chaos_scenarios.receivers import Receiver, count_pulses, count_triggers, with_triggers
 from mbr_live.config import DEMO_BUNDLE, Camera, Config, Recording, Simulated, Wire
 from mbr_live.live.run import SYSTEM_FILE, System
 from mbr_live.processes import Child
@@ -25,7 +25,6 @@ from mbr_live.wire import StatusSubscriber, free_endpoint
 WARM_S = 16.0  # until labels come: the crop window settles, the network warms up
 _STEP_S = 0.05
 _READY_WITHIN_S = 90.0
-_UNTIL_IT_HEARS_S = 1.0
 
 
 class Watching:
@@ -108,9 +107,6 @@ class Rig:
     memory: Memory
     watching: Watching
     kills: Counter[str] = field(default_factory=Counter)
-    deaf: Deaf = field(default_factory=Deaf)
-    _deaf_since_s: float | None = None
-    _hears_at_s: float | None = None
 
     @property
     def children(self) -> list[Child]:
@@ -123,7 +119,6 @@ class Rig:
         while time.monotonic() < end_s:
             self.system.look_after()
             self.memory.sample()
-            self._look_whether_output_hears()
             self.watching.say(f"{len(self.ear.told)} labels, {sum(self.kills.values())} times harmed")
             if until():
                 return True
@@ -136,25 +131,15 @@ class Rig:
         if pid is None:
             return
         self.kills[child.name] += number != signal.SIGCONT
-        if child in self.system.outputs and self._deaf_since_s is None:
-            self._deaf_since_s = time.monotonic()
         os.kill(pid, number)
         if number == signal.SIGKILL:
             child.wait(5)
 
-    def _look_whether_output_hears(self) -> None:
-        """The output process hears again a second after it says that it is ready."""
-        if self._deaf_since_s is None:
-            return
-        now_s, status = time.monotonic(), read_output_status(self.config.out)
-        ready = status is not None and status.pid == self.system.outputs[0].pid and not _stopped(status.pid)
-        if not ready:
-            self._hears_at_s = None
-        elif self._hears_at_s is None:
-            self._hears_at_s = now_s + _UNTIL_IT_HEARS_S
-        elif now_s >= self._hears_at_s:
-            self.deaf.spans.append((self._deaf_since_s, now_s))
-            self._deaf_since_s = self._hears_at_s = None
+    @property
+    def output_is_ready(self) -> bool:
+        """Whether the output process is there and at work."""
+        status = read_output_status(self.config.out)
+        return status is not None and status.pid == self.system.outputs[0].pid
 
 
 @contextmanager
@@ -180,18 +165,14 @@ def running(
                 with Memory(system.inference, outcome) as memory:
                     rig = Rig(config, system, ear, memory, watching)
                     yield rig
-                    rig.go(60, until=lambda: rig._deaf_since_s is None)
+                    rig.go(60, until=lambda: rig.output_is_ready)  # it accounts for what nobody heard
                 restarts = sum(child.restarts for child in rig.children)
             time.sleep(0.5)  # what was published last
         count_frames(outcome, config)
         count_told(outcome, config, ear.told)
-        count_triggers(outcome, config, ear, rig.deaf, [receiver.ids, *ids])
+        count_triggers(outcome, config, [receiver.ids, *ids])
         count_pulses(outcome, config, box)
     outcome.notes.append(f"{restarts} restarts")
-
-
-def _stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def processes_of(folder: Path) -> list[int]:
