@@ -31,12 +31,12 @@ def restarted(rule: TriggerRule, actions: Sequence[Action]) -> tuple[list[Action
     """What a process does at first, and knows, that finds the receipts of these actions."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        log, _ = open_log(folder, rule.camera, [rule], frozenset(), TEMPLATE)
+        log, _ = open_log(folder, rule.camera, [rule], TEMPLATE)
         for action in actions:
-            log.decided(message_of(log, action), action, dry_run=False)
+            log.decided(message_of(log, action), action, dry_run=False, outputs=())
         log.close()
         labels_up_to(folder, 10_000)
-        again, past = open_log(folder, rule.camera, [rule], frozenset(), TEMPLATE)
+        again, past = open_log(folder, rule.camera, [rule], TEMPLATE)
         again.close()
     return past.closing[rule.name], past.states[rule.name]
 

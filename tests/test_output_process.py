@@ -67,7 +67,7 @@ def test_labels_that_stop_or_come_late_end_everything(tmp_path: Path) -> None:
         with closing(Labels(config)) as labels, output_process(config):
             listening(config, labels)
             labels.play([0, 1, 1])
-            wait_for(lambda: ("decided", "off", "", "stale") in outcomes(config), "staleness")
+            wait_for(lambda: ("decided", "off", "laser", "stale") in outcomes(config), "staleness")
             wait_for(lambda: not box.is_high(1), "the line to fall")
             first = box.highs(1)
             # The tick after: the same bout. It has had its trial, though its label is fresh again.
@@ -163,7 +163,9 @@ def test_a_killed_output_leaves_the_box_low_and_repeats_nothing(tmp_path: Path) 
             labels.play([1, 1])
             with output_process(config):
                 listening(config, labels, grooming=1)
-                wait_for(lambda: ("decided", "off", "", "restart") in outcomes(config), "the open trials to be closed")
+                wait_for(
+                    lambda: ("decided", "off", "laser", "restart") in outcomes(config), "the open trials to be closed"
+                )
                 assert len(box.highs(1)) == len(box.highs(2)) == 1  # the bout goes on, and is not fired upon again
                 labels.play([0, 1, 1])
                 wait_for(lambda: len(box.highs(1)) == len(box.highs(2)) == 2, "the next bout")
@@ -201,6 +203,27 @@ def test_what_a_receiver_missed_is_delivered_by_the_next_process_and_nothing_twi
         "cage/stim/1/on", "cage/stim/1/off", "cage/stim/2/on", "cage/stim/2/off",
     ]  # fmt: skip
     assert sum(row["what"] == "decided" for row in receipts(config)) == 4
+
+
+@pytest.mark.parametrize("before", ["dry run", "not among its outputs", "sham"])
+def test_an_output_is_not_told_afterwards_of_what_it_was_not_meant_to_be_told(before: str, tmp_path: Path) -> None:
+    """A dry run that ends, an output that is added, shams that are to be told from now on: only what comes is told."""
+    with http_server() as server:
+        url = f"http://127.0.0.1:{server.server_port}/"
+        hook = WebhookOutput(kind="webhook", name="hook", url=url, timeout_s=0.5)
+        sham = {"probability": 1.0, "seed": 1} if before == "sham" else None
+        first = trigger([] if before == "not among its outputs" else [hook], sham=sham, dry_run=before == "dry run")
+        config = rig_config(tmp_path, [first], [hook])
+        with closing(Labels(config)) as labels:
+            with output_process(config):
+                listening(config, labels)
+                labels.play([0, 1, 0])
+            update = {"trigger": (trigger([hook], sham=sham),), "output": (hook.model_copy(update={"shams": True}),)}
+            (tmp_path / "system.json").write_text(config.model_copy(update=update).model_dump_json())
+            with output_process(config):
+                labels.play([0, 0, 0, 1, 0])
+                wait_for(lambda: ("confirmed", "off", "hook", "") in outcomes(config), "the trial")
+        assert [key.split("/")[3] for key, *_ in server.posts] == ["2", "2"]
 
 
 def test_no_receipt_no_trigger(tmp_path: Path) -> None:
@@ -258,7 +281,7 @@ def test_killed_inference_and_killed_output_in_a_whole_system(tmp_path: Path) ->
             rows = labelled(config.out, "cage", "ok")
             wait_for(lambda: labelled(config.out, "cage", "ok") > rows + 20, "labels to go on")
             os.kill(output.pid, signal.SIGCONT)
-            wait_for(lambda: ("decided", "off", "", "stale") in outcomes(config), "the decision")
+            wait_for(lambda: ("decided", "off", "laser", "stale") in outcomes(config), "the decision")
             kill(system.inference)
             wait_for(lambda: not box.is_high(1), "the line to fall")
             assert_leased(box)

@@ -36,9 +36,9 @@ def labelled_session(folder: Path, manifest: Manifest, rows: int, origin_ns: int
 
 def log_with_a_trial(folder: Path) -> TriggerLog:
     """Receipts of a session of 100 rows that began at 0 ns; its trial began at frame 95."""
-    log, _ = open_log(folder, "cage", [ONSET], frozenset(), TEMPLATE)
+    log, _ = open_log(folder, "cage", [ONSET], TEMPLATE)
     action = Action("stim", "cage", "on", 1, 95, on_s=0.5)
-    log.decided(message_of(log, action), action, dry_run=False)
+    log.decided(message_of(log, action), action, dry_run=False, outputs=())
     log.close()
     return log
 
@@ -46,24 +46,23 @@ def log_with_a_trial(folder: Path) -> TriggerLog:
 @settings(max_examples=50)
 @given(rules, rows, st.integers(0, 20))
 def test_a_new_process_knows_what_the_old_one_did(rule: TriggerRule, conditions: list[int], delivered: int) -> None:
-    rule = TriggerRule(**{name: getattr(rule, name) for name in rule.__dataclass_fields__} | {"outputs": ("laser",)})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        log, _ = open_log(folder, "cage", [rule], frozenset(), TEMPLATE)
+        log, _ = open_log(folder, "cage", [rule], TEMPLATE)
         actions, _, old = play(rule, conditions)
         sent = []
         for action in actions:
             message = message_of(log, action)
-            log.decided(message, action, dry_run=False)
-            if action.edge != "skip" and not action.sham:
-                sent.append(message)
+            told = action.edge != "skip" and not action.sham
+            log.decided(message, action, dry_run=False, outputs=("laser",) if told else ())
+            sent += [message] if told else []
         for message in sent[:delivered]:
             log.delivered(Delivery(message, "laser", "confirmed", 1, 2), None)
         log.close()
         with (folder / "cage.triggers.csv").open("a") as file:
             file.write("decided,stim,9")  # torn off by a power cut
         labels_up_to(folder, 10_000)
-        again, past = open_log(folder, "cage", [rule], frozenset(), TEMPLATE)
+        again, past = open_log(folder, "cage", [rule], TEMPLATE)
         again.close()
         state = past.states["stim"]
         assert (state.trials, state.recent, state.spent) == (old.trials, old.recent, bool(actions))
@@ -78,9 +77,9 @@ def test_a_new_process_knows_what_the_old_one_did(rule: TriggerRule, conditions:
 
 
 def test_a_yoked_trigger_repeats_what_was_delivered(tmp_path: Path) -> None:
-    log, _ = open_log(tmp_path, "cage", [WHILE], frozenset(), TEMPLATE)
+    log, _ = open_log(tmp_path, "cage", [WHILE], TEMPLATE)
     for action in play(WHILE, [0, 1, 1, 1, 0, 0, 1, 1])[0]:
-        log.decided(message_of(log, action), action, dry_run=False)
+        log.decided(message_of(log, action), action, dry_run=False, outputs=())
     log.close()
     # The second trial has no end: it was on when that session was cut off, so its length is not known.
     assert read_yoked(tmp_path / "cage.triggers.csv", "stim") == ((1, 0.3),)
@@ -91,7 +90,7 @@ def test_a_yoked_trigger_repeats_what_was_delivered(tmp_path: Path) -> None:
 
 
 def test_a_text_with_commas_and_lines_stays_one_row(tmp_path: Path) -> None:
-    log, _ = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+    log, _ = open_log(tmp_path, "cage", [ONSET], TEMPLATE)
     action = Action("stim", "cage", "on", 1, 5)
     log.delivered(Delivery(message_of(log, action), "hook", "failed", detail='no, "never",\nsaid it\r'), None)
     log.close()
@@ -102,7 +101,7 @@ def test_a_text_with_commas_and_lines_stays_one_row(tmp_path: Path) -> None:
 def test_what_is_not_a_log_of_receipts_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "cage.triggers.csv").write_text("a,b\n1,2\n")
     with pytest.raises(MbrError, match="this is not a log of triggers"):
-        open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+        open_log(tmp_path, "cage", [ONSET], TEMPLATE)
     with pytest.raises(MbrError, match="this is not a log of triggers"):
         list(read_receipts(tmp_path / "cage.triggers.csv"))
 
@@ -111,7 +110,7 @@ def test_what_is_not_a_log_of_receipts_is_an_error(tmp_path: Path) -> None:
 def test_a_process_that_was_killed_as_it_began_leaves_a_log_to_begin(tmp_path: Path, left: str) -> None:
     path = tmp_path / "cage.triggers.csv"
     path.write_text(left)  # and no summary
-    log, past = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+    log, past = open_log(tmp_path, "cage", [ONSET], TEMPLATE)
     log.close()
     assert path.read_text() == HEADER + "\n"
     assert log.summary.restarts == 0
@@ -122,30 +121,30 @@ def test_a_disk_that_was_full_as_the_log_was_begun_is_waited_for(small_disk: Pat
     free = shutil.disk_usage(small_disk).free
     (small_disk / "ballast").write_bytes(bytes(free - 4096))  # the header finds room, the summary does not
     with pytest.raises(OSError, match="No space left"):
-        open_log(small_disk, "cage", [ONSET], frozenset(), TEMPLATE)
+        open_log(small_disk, "cage", [ONSET], TEMPLATE)
     assert (small_disk / "cage.triggers.csv").read_text() == HEADER + "\n"
     (small_disk / "ballast").unlink()
-    log, _ = open_log(small_disk, "cage", [ONSET], frozenset(), TEMPLATE)
+    log, _ = open_log(small_disk, "cage", [ONSET], TEMPLATE)
     log.close()
     assert (small_disk / "cage.triggers.json").exists()
 
 
 def test_receipts_without_their_summary_are_an_error(tmp_path: Path) -> None:
-    log, _ = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+    log, _ = open_log(tmp_path, "cage", [ONSET], TEMPLATE)
     action = Action("stim", "cage", "on", 1, 5)
-    log.decided(message_of(log, action), action, dry_run=False)
+    log.decided(message_of(log, action), action, dry_run=False, outputs=())
     log.close()
     (tmp_path / "cage.triggers.json").unlink()
     with pytest.raises(MbrError, match=r"cage\.triggers\.json: cannot be read"):
-        open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+        open_log(tmp_path, "cage", [ONSET], TEMPLATE)
 
 
 def test_what_was_not_begun_and_what_came_late_is_counted_over_restarts(tmp_path: Path) -> None:
-    log, _ = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+    log, _ = open_log(tmp_path, "cage", [ONSET], TEMPLATE)
     log.summary.unwritten, log.summary.late_labels = 3, 5
     log.save(undelivered=0)
     log.close()
-    again, _ = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+    again, _ = open_log(tmp_path, "cage", [ONSET], TEMPLATE)
     again.close()
     assert (again.summary.unwritten, again.summary.late_labels) == (3, 5)
 
@@ -156,11 +155,11 @@ def test_receipts_of_labels_that_a_power_cut_took_are_of_the_session(
     begun = log_with_a_trial(tmp_path)
     labelled_session(tmp_path, demo_bundle.manifest, 80, 0)
     for _ in range(2):  # the second finds the end of the trial too, which is as late as the first process made it
-        log, past = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+        log, past = open_log(tmp_path, "cage", [ONSET], TEMPLATE)
         (off,) = past.closing["stim"] or [None]
         if off is not None:
             late = message_of(log, off).model_copy(update={"time_ns": 10**15})
-            log.decided(late, off, dry_run=False)
+            log.decided(late, off, dry_run=False, outputs=())
         log.close()
         assert past.states["stim"].last_index == 95
         assert log.summary.session == begun.summary.session
@@ -177,13 +176,13 @@ def test_receipts_of_another_session_are_refused(rows: int, later_s: int, tmp_pa
     with pytest.raises(
         MbrError, match=rf"ends at frame {rows - 1}, but .* knows of frame 95: they are not of the same"
     ):
-        open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+        open_log(tmp_path, "cage", [ONSET], TEMPLATE)
 
 
 def test_nor_are_those_of_a_session_without_labels(tmp_path: Path) -> None:
     log_with_a_trial(tmp_path)
     with pytest.raises(MbrError, match="they are not of the same session"):
-        open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+        open_log(tmp_path, "cage", [ONSET], TEMPLATE)
 
 
 def test_receipts_whose_summary_a_power_cut_emptied_are_gone_on_with(
@@ -192,7 +191,7 @@ def test_receipts_whose_summary_a_power_cut_emptied_are_gone_on_with(
     begun = log_with_a_trial(tmp_path)
     labelled_session(tmp_path, demo_bundle.manifest, 100, 0)
     (tmp_path / "cage.triggers.json").write_bytes(b"")
-    log, past = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+    log, past = open_log(tmp_path, "cage", [ONSET], TEMPLATE)
     log.close()
     assert past.states["stim"].trials == 1
     assert log.summary.session != begun.summary.session and "another session from now on" in caplog.text

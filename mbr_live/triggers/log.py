@@ -100,13 +100,14 @@ class TriggerLog:
         """Open the file, and give it its header where it is empty. Unwritable where that cannot be."""
         self._rows.write("")
 
-    def decided(self, message: TriggerMessage, action: Action, *, dry_run: bool) -> None:
-        """Write a decision. MbrError when the disk does not take that of a beginning: then nothing of it may be sent.
+    def decided(self, message: TriggerMessage, action: Action, *, dry_run: bool, outputs: Sequence[str]) -> None:
+        """Write a decision, and the `outputs` that are told.
 
-        An end is an end; what is written of it, and of what was skipped, waits for room.
+        MbrError when the disk does not take that of a beginning: then nothing of it may be sent. An end is an end; what
+        is written of it, and of what was skipped, waits for room.
         """
         what = "skipped" if action.edge == "skip" else "decided"
-        self._row(what, message, now=action.edge == "on", dry_run=dry_run)
+        self._row(what, message, now=action.edge == "on", dry_run=dry_run, output=" ".join(outputs))
 
     def delivered(self, delivery: Delivery, moments: Moments | None) -> None:
         """Write what became of an edge at an output; `moments` of its frame, where they are known, give the latency."""
@@ -190,12 +191,10 @@ class Past:
     unfinished: list[tuple[TriggerMessage, str]]  # edges that were decided and of which an output has no receipt
 
 
-def open_log(
-    out: Path, camera: str, rules: Sequence[TriggerRule], shams_to: frozenset[str], template: Summary
-) -> tuple[TriggerLog, Past]:
+def open_log(out: Path, camera: str, rules: Sequence[TriggerRule], template: Summary) -> tuple[TriggerLog, Past]:
     """Begin the receipts of a camera, or go on with those of a session that was interrupted.
 
-    `shams_to` are the outputs that are told of shams. MbrError when the folder holds the receipts of another session.
+    MbrError when the folder holds the receipts of another session.
     """
     path, summary_path = out / f"{camera}{TRIGGERS_SUFFIX}", out / f"{camera}{SUMMARY_SUFFIX}"
     summary = template.model_copy(update={"camera": camera, "session": secrets.token_hex(6)})
@@ -209,7 +208,7 @@ def open_log(
     else:
         # What was labelled before there were triggers is not their business.
         summary.accounted = last_frame(out / f"{camera}{LABELS_SUFFIX}")
-    past = _past(path, summary, rules, shams_to) if resumed else _nothing(rules)
+    past = _past(path, summary, rules) if resumed else _nothing(rules)
     _check_same_session(out, camera, past)
     log = TriggerLog(WaitingRows(path, HEADER + "\n"), summary_path, summary, past.counts)
     try:
@@ -246,7 +245,7 @@ def _counted(row: Mapping[str, str]) -> list[tuple[str, str]]:
     return [("trials", row["trigger"]), *shams]
 
 
-def _past(path: Path, summary: Summary, rules: Sequence[TriggerRule], shams_to: frozenset[str]) -> Past:
+def _past(path: Path, summary: Summary, rules: Sequence[TriggerRule]) -> Past:
     by_name = {rule.name: rule for rule in rules}
     states = {rule.name: TriggerState() for rule in rules}
     counts: Counter[tuple[str, str]] = Counter()
@@ -263,7 +262,7 @@ def _past(path: Path, summary: Summary, rules: Sequence[TriggerRule], shams_to: 
         message = _message(row, summary)
         if row["what"] in ("decided", "skipped"):
             states[rule.name] = recall(rule, states[rule.name], _action_of(row, rule))
-            for output in routes(rule, message, shams_to) if row["what"] == "decided" else ():
+            for output in row["output"].split():  # as it was then: what is configured now was not told of it
                 open_[message.id, output] = (message, output)
         else:
             open_.pop((message.id, row["output"]), None)
@@ -271,13 +270,6 @@ def _past(path: Path, summary: Summary, rules: Sequence[TriggerRule], shams_to: 
     for rule in rules:
         closing[rule.name], states[rule.name] = finish(rule, states[rule.name], "restart")
     return Past(states, counts, last_time_ns, latest, closing, list(open_.values()))
-
-
-def routes(rule: TriggerRule, message: TriggerMessage, shams_to: frozenset[str]) -> list[str]:
-    """The outputs that an edge goes to."""
-    if rule.dry_run:
-        return []
-    return [output for output in rule.outputs if not message.sham or output in shams_to]
 
 
 def message_id(session: str, action: Action) -> str:

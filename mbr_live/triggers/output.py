@@ -38,7 +38,7 @@ from mbr_live.status import (
     read_output_status,
 )
 from mbr_live.trigger_config import Line
-from mbr_live.triggers.log import Moments, Past, Summary, TriggerLog, message_id, open_log, routes
+from mbr_live.triggers.log import Moments, Past, Summary, TriggerLog, message_id, open_log
 from mbr_live.triggers.machine import Action, TriggerRule, TriggerState, condition, finish, lapse, remind, step
 from mbr_live.triggers.outputs.pool import Pool
 from mbr_live.triggers.outputs.protocol import TriggerMessage
@@ -115,15 +115,21 @@ def _lanes(config: Config, rules: Sequence[TriggerRule], stack: ExitStack) -> di
         outputs=[entry.model_dump(mode="json") for entry in config.output],
         stale_after_s=config.watchdog.stale_after_s,
     )  # fmt: skip
-    shams_to = shams_are_told_to(config)
     lanes = {}
     for camera in dict.fromkeys(rule.camera for rule in rules):
         own = [rule for rule in rules if rule.camera == camera]
         tables = [entry.model_dump(mode="json") for entry in config.trigger if entry.camera == camera]
-        log, past = open_log(config.out, camera, own, shams_to, template.model_copy(update={"triggers": tables}))
+        log, past = open_log(config.out, camera, own, template.model_copy(update={"triggers": tables}))
         stack.callback(log.close)
         lanes[camera] = _Lane(camera, own, log, past)
     return lanes
+
+
+def routes(rule: TriggerRule, message: TriggerMessage, shams_to: frozenset[str]) -> list[str]:
+    """The outputs that an edge goes to."""
+    if rule.dry_run:
+        return []
+    return [output for output in rule.outputs if not message.sham or output in shams_to]
 
 
 def shams_are_told_to(config: Config) -> frozenset[str]:
@@ -148,7 +154,7 @@ class _Service:
         for lane in self._lanes.values():
             for message, name in lane.past.unfinished:
                 if not self._pool.send_again(message, name):
-                    why = "the output process ended before it was told"
+                    why = "the output process ended, and whether it was told is not known"
                     lane.log.delivered(Delivery(message, name, "failed", attempts=0, detail=why), None)
             for rule in lane.rules:
                 for action in lane.past.closing.get(rule.name, []):
@@ -265,8 +271,9 @@ class _Service:
     def _act(self, lane: _Lane, rule: TriggerRule, action: Action, moments: Moments | None = None) -> None:
         """Write the decision, then tell the outputs. What cannot be written is not begun."""
         message = self._message(lane, action)
+        outputs = [] if action.edge == "skip" else routes(rule, message, self._shams_to)
         try:
-            lane.log.decided(message, action, dry_run=rule.dry_run)
+            lane.log.decided(message, action, dry_run=rule.dry_run, outputs=outputs)
         except MbrError as error:
             _log.error("%s", error)
             if action.edge == "on":
@@ -287,7 +294,7 @@ class _Service:
         else:
             lane.ends_ns.pop(rule.name, None)
             until_ns = 0
-        self._pool.edge(message, routes(rule, message, self._shams_to), until_ns)
+        self._pool.edge(message, outputs, until_ns)
 
     def _message(self, lane: _Lane, action: Action) -> TriggerMessage:
         session = lane.log.summary.session
