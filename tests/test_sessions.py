@@ -15,14 +15,16 @@ from live import simulated, system_config
 
 from mbr_live.bundle import Bundle, load_bundle
 from mbr_live.config import Config
+from mbr_live.holding import held
 from mbr_live.live import checks
 from mbr_live.live.capture import capture
 from mbr_live.live.checks import Level, recorded_engine, start_checks
-from mbr_live.live.holding import held
 from mbr_live.live.infer import infer
 from mbr_live.live.lane import Lane
 from mbr_live.pipeline import Pipeline
 from mbr_live.sinks import RunManifest, read_run, write_atomically, write_run
+from mbr_live.trigger_config import Trigger
+from mbr_live.triggers.output import output
 from mbr_live.types import TICK_NS, Decision, MbrError, Status
 from mbr_live.wire import CaptureCounts, Heartbeat
 
@@ -217,7 +219,7 @@ def test_a_manifest_does_not_grow_with_captures(session: Config, demo_bundle: Bu
 def holding(out: Path, work: str) -> subprocess.Popen[str]:
     """A process of its own that has a work of a folder, until it is killed."""
     code = (
-        "import sys, time; from pathlib import Path; from mbr_live.live.holding import held\n"
+        "import sys, time; from pathlib import Path; from mbr_live.holding import held\n"
         "with held(Path(sys.argv[1]), sys.argv[2]): print(flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, out, work], stdout=subprocess.PIPE, text=True)
@@ -225,14 +227,18 @@ def holding(out: Path, work: str) -> subprocess.Popen[str]:
     return process
 
 
-@pytest.mark.parametrize("work", ["inference", "capture-cage"])
+@pytest.mark.parametrize("work", ["inference", "output", "capture-cage"])
 def test_a_folder_that_another_process_has_is_left_alone_until_that_ends(work: str, session: Config) -> None:
     def begin() -> None:
         if work == "inference":
             infer(session)
+        elif work == "output":
+            output(session)
         else:
             capture(session, session.camera[0])
 
+    never = Trigger(name="never", camera="cage", when="onset", all=("grooming",), on_s=1, outputs=())
+    session = session.model_copy(update={"trigger": (never,)})
     with holding(session.out, work) as other:
         before = contents(session.out)
         with pytest.raises(MbrError, match=rf"live: another process has the {work} of this folder already"):

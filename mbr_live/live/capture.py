@@ -22,8 +22,8 @@ from mbr_live.cameras.log import CAMERA_LOG_SUFFIX, CameraLog
 from mbr_live.cameras.reader import Chosen, Passed
 from mbr_live.cameras.session_clock import SessionClock
 from mbr_live.config import Camera, Config, Loss
+from mbr_live.holding import capture_of, held
 from mbr_live.keys import load_keys
-from mbr_live.live.holding import capture_of, held
 from mbr_live.processes import begin_afresh, end_now, notify, stop_signal
 from mbr_live.sinks import cut_torn_row
 from mbr_live.stages.blindness import BlindState, is_blind

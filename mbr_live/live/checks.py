@@ -32,9 +32,9 @@ from mbr_live.cameras.log import CameraLog
 from mbr_live.config import Camera, Config, NetworkCamera
 from mbr_live.engines.choice import kind_of, open_engine
 from mbr_live.engines.parity import one_frame, timed_s
+from mbr_live.holding import INFERENCE, OUTPUT, capture_of, refuse_held
 from mbr_live.keys import load_keys
 from mbr_live.label_log import LABELS_SUFFIX, last_frame
-from mbr_live.live.holding import INFERENCE, capture_of, refuse_held
 from mbr_live.places import writable
 from mbr_live.sinks import RUN_SUFFIX, left_run
 from mbr_live.triggers.output import check_outputs
@@ -183,7 +183,8 @@ def _folder(config: Config) -> Iterator[Finding]:
         )
         yield Finding("error", "out", text)
         return
-    for work in (INFERENCE, *(capture_of(camera.name) for camera in config.camera)):
+    outputs = (OUTPUT,) if config.trigger else ()
+    for work in (INFERENCE, *outputs, *(capture_of(camera.name) for camera in config.camera)):
         try:
             refuse_held(config.out, work)
         except MbrError as error:

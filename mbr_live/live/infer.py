@@ -26,11 +26,11 @@ from mbr_live.cameras.calibration import windows_px
 from mbr_live.config import Config
 from mbr_live.drift import Reference, reference_of
 from mbr_live.engines.choice import open_live_engine
+from mbr_live.holding import INFERENCE, held
 from mbr_live.keys import load_keys
 from mbr_live.live.arrivals import Arrival, Eye, RefusedFrame, SeenFrame, arrivals
 from mbr_live.live.backlog import Labelled
 from mbr_live.live.checks import live_bundle, recorded_engine
-from mbr_live.live.holding import INFERENCE, held
 from mbr_live.live.lane import Lane, Timing
 from mbr_live.pipeline import Features, Pipeline
 from mbr_live.processes import Stop, notify, stop_signal

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from mbr_live.appending import once_there_is_room
 from mbr_live.bundle import load_bundle
 from mbr_live.config import Config
+from mbr_live.holding import OUTPUT, held
 from mbr_live.keys import load_keys
 from mbr_live.label_log import LABELS_SUFFIX, read_labels
 from mbr_live.manifest import Manifest
@@ -70,6 +71,7 @@ def output(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     strict = read_output_status(config.out) is None
     with ExitStack() as stack:
+        stack.enter_context(held(config.out, OUTPUT))
         keys = load_keys(config.wire.keys)
         subscriber = stack.enter_context(closing(StatusSubscriber(config.wire.status, keys)))
         pool = stack.enter_context(closing(Pool(config.output)))

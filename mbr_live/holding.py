@@ -1,4 +1,7 @@
-"""Who works in a folder: one inference process, and one capture for each camera. Two of them would mix their rows."""
+"""Who works in a folder: one inference process, one output process, and one capture for each camera.
+
+Two of them would mix their rows.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 
 from mbr_live import locks
 
-INFERENCE = "inference"
+INFERENCE, OUTPUT = "inference", "output"
 
 
 def capture_of(camera: str) -> str:
