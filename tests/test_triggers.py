@@ -84,6 +84,17 @@ def test_while_is_suspended_by_the_unknown_and_resumes_if_told_to() -> None:
     assert [action.trial for action in actions] == [1, 1, 1, 1, 2, 2]
 
 
+def test_a_trial_that_resumes_is_over_when_its_time_is_and_no_tick_later() -> None:
+    rule = replace(WHILE, on_s=1.0, resume_frames=3)
+    actions, _, _ = play(rule, [0, 1, -1, 1, 1, -1, -1, 1])
+    assert [(a.index, a.why, a.on_s) for a in actions if a.edge == "on"] == [
+        (1, "while", 1.0), (3, "resumed", 0.8), (7, "resumed", 0.4),
+    ]  # fmt: skip
+    assert edges(play(rule, [0] + [1] * 9 + [-1, 1, 1])[0]) == [("on", 1, "while"), ("off", 10, "unknown")]
+    half = replace(rule, on_s=0.25)
+    assert [a.on_s for a in play(half, [0, 1, -1, 1, 1])[0] if a.edge == "on"] == [0.25, pytest.approx(0.05)]
+
+
 def test_lasting_counts_from_an_onset_that_was_seen() -> None:
     rule = replace(ONSET, when="lasting", lasting_frames=3, on_s=0.1)
     assert edges(play(rule, [0, 1, 1, 1, 1, 1, 0])[0]) == [("on", 4, "lasting"), ("off", 6, "done")]
@@ -210,6 +221,7 @@ def test_on_time_is_bounded_and_edges_alternate(rule: TriggerRule, conditions: l
     for on, off in zip(pairs[::2], pairs[1::2], strict=False):
         assert on.trial == off.trial
         assert 0 <= off.index - starts.setdefault(on.trial, on.index) <= math.ceil(rule.on_s * 10) + 1
+        assert on.index - starts[on.trial] + on.on_s * 10 <= rule.on_s * 10 + 1e-6
         assert on.sham == off.sham == is_sham(rule, on.trial)
     numbers = [action.trial for action in pairs[::2] if action.why != "resumed"]
     assert numbers == list(range(1, len(numbers) + 1))

@@ -93,9 +93,21 @@ class Trial:
 
     number: int
     start: int  # tick
-    stop: int  # tick at which it is off at the latest
+    on_s: float  # from then on
     sham: bool
     suspended: int = UNKNOWN  # last tick before it was suspended; UNKNOWN: it is on
+
+    @property
+    def stop(self) -> int:
+        """Tick at which it is over, should the clock not have ended it before.
+
+        One tick more than it takes: rows come with jitter, and a pulse is to have its length by the clock.
+        """
+        return self.start + math.ceil(self.on_s * RATE_FPS - 1e-6) + 1
+
+    def left_s(self, index: int) -> float:
+        """How long it may still be on at tick `index`."""
+        return round(self.on_s - (index - self.start) / RATE_FPS, 6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +202,7 @@ def recall(rule: TriggerRule, state: TriggerState, action: Action) -> TriggerSta
         return _ended(rule, state, action.index)
     if action.edge == "skip":
         return state
-    trial = Trial(action.trial, action.index, _stop(action.index, action.on_s), action.sham)
+    trial = Trial(action.trial, action.index, action.on_s, action.sham)
     recent = state.recent if action.why == "resumed" else _with(rule, state.recent, action.index)
     return replace(state, trial=trial, recent=recent)
 
@@ -227,7 +239,7 @@ def _begin(
 ) -> tuple[list[Action], TriggerState]:
     if state.trial is not None and state.trial.suspended != UNKNOWN:
         trial = replace(state.trial, suspended=UNKNOWN)
-        left_s = (trial.stop - index) / RATE_FPS
+        left_s = trial.left_s(index)
         on = _action(rule, "on", index=index, trial=trial.number, sham=trial.sham, why="resumed", on_s=left_s)
         return [on], replace(state, trial=trial, spent=True)
     why = _why_not(rule, state, index, armed, late)
@@ -235,7 +247,7 @@ def _begin(
         spent = not (why == "stale" and rule.when == "while")
         return [_action(rule, "skip", index=index, why=why)], replace(state, spent=spent)
     number = state.trials + 1
-    trial = Trial(number, index, _stop(index, on_s), is_sham(rule, number))
+    trial = Trial(number, index, on_s, is_sham(rule, number))
     on = _action(rule, "on", index=index, trial=number, sham=trial.sham, why=rule.when, on_s=on_s)
     recent = _with(rule, state.recent, index)
     return [on], replace(state, trial=trial, trials=number, spent=True, recent=recent)
@@ -268,7 +280,7 @@ def _end_if_over(
     elif not armed:
         why = "disarmed"
     if trial.suspended != UNKNOWN:
-        if why or index - trial.suspended > rule.resume_frames:
+        if why or index - trial.suspended > rule.resume_frames or trial.left_s(index) <= 0:
             return [], _ended(rule, state, trial.suspended + 1)
         # The bout goes on: what suspended the trial did not end it.
         return [], replace(state, spent=state.spent and (late or now != 1))
@@ -301,14 +313,6 @@ def _action(
     rule: TriggerRule, edge: Edge, *, index: int, trial: int = 0, sham: bool = False, why: str = "", on_s: float = 0.0
 ) -> Action:
     return Action(rule.name, rule.camera, edge, trial, index, sham, why, on_s)
-
-
-def _stop(start: int, on_s: float) -> int:
-    """Tick at which a trial that began at tick `start` is over, should the clock not have ended it before.
-
-    One tick more than it takes: rows come with jitter, and a pulse is to have its length by the clock.
-    """
-    return start + math.ceil(on_s * RATE_FPS - 1e-6) + 1
 
 
 def _with(rule: TriggerRule, recent: tuple[int, ...], index: int) -> tuple[int, ...]:
