@@ -87,6 +87,7 @@ class Child:
     arguments: Sequence[str]  # of mbr-live
     log: Path
     restarts_per_minute: int = RESTARTS_PER_MINUTE  # more often, and it is given up
+    endless: bool = True  # it comes to no end of its own: whoever else told it to end, it is restarted
     restarts: int = 0
     failed: bool = False  # given up
     _process: subprocess.Popen[bytes] | None = None
@@ -126,7 +127,7 @@ class Child:
     def revive(self, now_s: float) -> bool:
         """Restart the process if it died, with a pause, unless it dies again and again. True if it was restarted."""
         code = self.exit_code
-        if self.failed or code is None or code == 0:
+        if self.failed or code is None or (code == 0 and not self.endless):
             return False
         if not self._start_at_s:
             lately = [at_s for at_s in self._deaths_s if now_s - at_s < 60]

@@ -290,6 +290,8 @@ def test_killed_inference_and_killed_output_in_a_whole_system(tmp_path: Path) ->
             wait_for(lambda: revived(system), "the output process to come back")
             wait_for(lambda: ready(config, output), "it to be at work")
             assert (output.restarts, system.inference.restarts) == (1, 1)
+            output.ask_to_stop()  # as somebody else may; it ends well
+            wait_for(lambda: revived(system) and output.restarts == 2, "it to come back once more")
         assert not box.is_high(1)
 
 

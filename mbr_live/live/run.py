@@ -65,6 +65,7 @@ class System:
                 ("capture", str(self.config_path), camera.name),
                 logs / f"capture-{camera.name}.log",
                 restarts_per_minute,
+                endless=False,
             )
             for camera in config.camera
         ]
