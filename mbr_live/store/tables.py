@@ -123,7 +123,7 @@ class ReceiptRow(Base):
     why: Mapped[str]
     on_s: Mapped[float | None]
     decided_ns: Mapped[int] = mapped_column(BigInteger)
-    output: Mapped[str]  # empty: of a decision
+    output: Mapped[str]  # of a decision: all that are told, with spaces between
     sent_ns: Mapped[int | None] = mapped_column(BigInteger)
     confirmed_ns: Mapped[int | None] = mapped_column(BigInteger)
     attempts: Mapped[int | None]
