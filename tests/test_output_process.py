@@ -120,6 +120,23 @@ def test_an_onset_that_nobody_could_act_upon_has_a_receipt_that_says_so(tmp_path
         assert box.highs(1) == []
 
 
+def test_what_nobody_heard_for_long_is_looked_for_in_its_last_hour(tmp_path: Path) -> None:
+    with SimulatedBox() as box:
+        config = rig_config(tmp_path, [trigger([line(box)])], [line(box)], STALE_AFTER_S)
+        with closing(Labels(config)) as labels:
+            with output_process(config):
+                listening(config, labels)
+            begun = labels.index
+            with (config.out / "cage.labels.csv").open("a") as log:  # a bout of a second every two, for 80 minutes
+                log.writelines(f"{n},{n},{n},ok,,,,,{n // 10 % 2},0\n" for n in range(begun, begun + 48_000))
+            labels.index += 48_000
+            with output_process(config) as child:
+                listening(config, labels)
+            assert f"nobody heard frames {begun} to" in child.last_words()
+        frames = [frame for frame, why in skipped(config) if why == "stale"]
+        assert begun + 11_990 < frames[0] < begun + 12_020 and len(frames) == 1800
+
+
 def skipped(config: Config) -> list[tuple[int, str]]:
     return [(int(row["frame"]), row["why"]) for row in receipts(config) if row["what"] == "skipped"]
 

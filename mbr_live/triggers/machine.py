@@ -208,10 +208,11 @@ def recall(rule: TriggerRule, state: TriggerState, action: Action) -> TriggerSta
 
 
 def remind(state: TriggerState, index: int, now: int) -> TriggerState:
-    """The state after `recall`, once it is known what the label log says of tick `index`, which was taken already."""
+    """The state at tick `index` for a process that goes on from it, and knows nothing of it but the condition `now`."""
     if index < state.last_index:
         return state
-    return replace(state, last_index=index, before=now, spent=state.spent and now != 0)
+    since = state.since if index == state.last_index else UNKNOWN
+    return replace(state, last_index=index, before=now, since=since, spent=state.spent and now != 0)
 
 
 def _events(rule: TriggerRule, state: TriggerState, index: int, now: int, late: bool) -> tuple[list[float], list[int]]:

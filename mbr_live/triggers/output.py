@@ -7,8 +7,8 @@ when labels stop coming, for whatever reason, and also when this process stops.
 from __future__ import annotations
 
 import logging
-import math
 import os
+import sys
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from mbr_live.bundle import load_bundle
 from mbr_live.config import Config
 from mbr_live.holding import OUTPUT, held
 from mbr_live.keys import load_keys
-from mbr_live.label_log import LABELS_SUFFIX, read_labels
+from mbr_live.label_log import LABELS_SUFFIX, last_frame, read_labels
 from mbr_live.manifest import Manifest
 from mbr_live.processes import Stop, notify, stop_signal
 from mbr_live.sinks import write_atomically
@@ -45,11 +45,12 @@ from mbr_live.triggers.outputs.pool import Pool
 from mbr_live.triggers.outputs.protocol import TriggerMessage
 from mbr_live.triggers.outputs.workers import Delivery, Outcome
 from mbr_live.triggers.rules import trigger_rules
-from mbr_live.types import MbrError
+from mbr_live.types import RATE_FPS, MbrError
 from mbr_live.wire import StatusSubscriber, own_clock
 
 LOOK_EVERY_S = 0.05  # at least so often staleness and the ends of trials are looked at
 SAVE_EVERY_S = 1.0
+MOST_UNHEARD = 3600 * RATE_FPS  # rows of a camera: a second's work, in which no trigger of any camera can fire
 FAILING_FOR_NS = 60_000_000_000  # after a failure an output is said to fail for a minute
 DRAIN_S = 5.0  # at the end: how long messages may still take
 _MOMENTS_KEPT = 1000
@@ -177,7 +178,7 @@ class _Service:
         for lane in self._lanes.values():
             for rule in lane.rules:
                 self._apply(lane, rule, finish(rule, lane.states[rule.name], "stop"))
-            self._account_for(lane, math.inf)
+            self._account_for(lane, sys.maxsize)
         self._pool.stop(DRAIN_S)
         self._note_deliveries()
         waiting = self._pool.waiting()
@@ -239,16 +240,21 @@ class _Service:
         if moments is not None:
             lane.log.labelled(moments)
 
-    def _account_for(self, lane: _Lane, until: float) -> None:
+    def _account_for(self, lane: _Lane, until: int) -> None:
         """Take the rows before frame `until` that nobody heard, from the label log: what they begin is skipped."""
-        labels, taken = self._out / f"{lane.camera}{LABELS_SUFFIX}", lane.log.taken
-        rows = read_labels(labels, self._manifest, from_frame=max(taken, 0), growing=True)
+        labels = self._out / f"{lane.camera}{LABELS_SUFFIX}"
         try:
+            until = min(until, last_frame(labels) + 1)
+            known = max(lane.log.taken, until - 1 - MOST_UNHEARD)
+            if known > lane.log.taken:
+                words = "%s: nobody heard frames %d to %d, which are too many to look for what would have begun in them"
+                _log.warning(words, lane.camera, lane.log.taken + 1, known)
+            rows = read_labels(labels, self._manifest, from_frame=max(known, 0), growing=True)
             for row in takewhile(lambda row: row.index < until, rows):
                 lane.time_ns = row.time_ns
                 for rule in lane.rules:
                     state, now = lane.states[rule.name], condition(rule, row.status, row.labels)
-                    if row.index in (taken, state.last_index):
+                    if row.index in (known, state.last_index):
                         lane.states[rule.name] = remind(state, row.index, now)
                     else:
                         self._apply(lane, rule, step(rule, state, row.index, row.time_ns, now, late=True))
