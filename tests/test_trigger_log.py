@@ -76,6 +76,18 @@ def test_a_new_process_knows_what_the_old_one_did(rule: TriggerRule, conditions:
         assert sum(again.summary.skipped.values()) == sum(action.edge == "skip" for action in actions)
 
 
+def test_what_a_trigger_owes_is_known_after_it_was_taken_out_of_the_configuration(tmp_path: Path) -> None:
+    log, _ = open_log(tmp_path, "cage", [ONSET], TEMPLATE)
+    action = Action("stim", "cage", "on", 1, 5, on_s=0.5)
+    log.decided(message_of(log, action), action, dry_run=False, outputs=("hook", "broker"))
+    log.delivered(Delivery(message_of(log, action), "broker", "confirmed", 1, 2), None)
+    log.close()
+    labels_up_to(tmp_path, 10)
+    again, past = open_log(tmp_path, "cage", [TriggerRule("other", "cage", "onset", all_of=(0,), on_s=0.1)], TEMPLATE)
+    again.close()
+    assert [(message.trigger, message.edge, output) for message, output in past.unfinished] == [("stim", "on", "hook")]
+
+
 def test_a_yoked_trigger_repeats_what_was_delivered(tmp_path: Path) -> None:
     log, _ = open_log(tmp_path, "cage", [WHILE], TEMPLATE)
     for action in play(WHILE, [0, 1, 1, 1, 0, 0, 1, 1])[0]:

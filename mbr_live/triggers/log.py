@@ -256,16 +256,14 @@ def _past(path: Path, summary: Summary, rules: Sequence[TriggerRule]) -> Past:
         # Of several, the first: an end that a later process wrote has the frame of the beginning, and a later time.
         latest = max(latest, (int(row["frame"]), last_time_ns), key=lambda known: known[0])
         counts.update(_counted(row))
-        rule = by_name.get(row["trigger"])
-        if rule is None:
-            continue
-        message = _message(row, summary)
+        message, rule = _message(row, summary), by_name.get(row["trigger"])
         if row["what"] in ("decided", "skipped"):
-            states[rule.name] = recall(rule, states[rule.name], _action_of(row, rule))
-            for output in row["output"].split():  # as it was then: what is configured now was not told of it
-                open_[message.id, output] = (message, output)
+            # As it was configured then: what is configured now was not told of it.
+            open_.update({(message.id, output): (message, output) for output in row["output"].split()})
         else:
             open_.pop((message.id, row["output"]), None)
+        if rule is not None and row["what"] in ("decided", "skipped"):
+            states[rule.name] = recall(rule, states[rule.name], _action_of(row, rule))
     closing = {}
     for rule in rules:
         closing[rule.name], states[rule.name] = finish(rule, states[rule.name], "restart")
