@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import shutil
 import tempfile
 import time
@@ -139,6 +140,36 @@ def test_a_disk_that_was_full_as_the_log_was_begun_is_waited_for(small_disk: Pat
     log, _ = open_log(small_disk, "cage", [ONSET], TEMPLATE)
     log.close()
     assert (small_disk / "cage.triggers.json").exists()
+
+
+def test_frames_before_there_were_triggers_are_accounted_for_and_others_once_their_receipts_are_written(
+    tmp_path: Path,
+) -> None:
+    def accounted() -> int:
+        return Summary.model_validate_json((tmp_path / "cage.triggers.json").read_text()).accounted
+
+    labels_up_to(tmp_path, 100)
+    log, _ = open_log(tmp_path, "cage", [ONSET], TEMPLATE)
+    assert accounted() == log.taken == 100
+    skip = Action("stim", "cage", "skip", 0, 110, why="stale")
+    for _ in range(100):  # longer than the summary, which finds room below
+        log.decided(message_of(log, skip), skip, dry_run=False, outputs=())
+    log.taken = 110
+    log.save(undelivered=0)
+    assert accounted() == 110
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "cage.triggers.csv").stat().st_size, resource.RLIM_INFINITY))
+    try:
+        log.decided(message_of(log, skip), skip, dry_run=False, outputs=())
+        log.taken = 120
+        log.save(undelivered=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert accounted() == 110
+    log.close()
+    labels_up_to(tmp_path, 120)
+    again, _ = open_log(tmp_path, "cage", [ONSET], TEMPLATE)
+    again.close()
+    assert again.taken == 110
 
 
 def test_receipts_without_their_summary_are_an_error(tmp_path: Path) -> None:
