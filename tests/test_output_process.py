@@ -94,23 +94,24 @@ def test_an_onset_counts_where_labels_paused_before_it(tmp_path: Path) -> None:
 
 
 def test_an_onset_that_nobody_could_act_upon_has_a_receipt_that_says_so(tmp_path: Path) -> None:
-    """Its label came too late; it never came; nobody was there; it was the last one of the session."""
+    """Its label came too late, or untimed; it never came; nobody was there; it was the last one of the session."""
     with SimulatedBox() as box:
         config = rig_config(tmp_path, [trigger([line(box)])], [line(box)], STALE_AFTER_S)
         onsets: list[int] = []
 
-        def bout(*, age_s: float = 0.0, told: bool = True) -> None:
+        def bout(*, age_s: float = 0.0, told: bool = True, timed: bool = True) -> None:
             onsets.append(labels.index)
             for grooming in (1, 0):
-                labels.row(grooming, age_s=age_s, told=told)
+                labels.row(grooming, age_s=age_s, told=told, timed=timed)
 
         with closing(Labels(config)) as labels:
             with output_process(config) as child:
                 listening(config, labels)
                 bout(age_s=STALE_AFTER_S + 0.05)
+                bout(timed=False)
                 bout(told=False)
                 labels.row(0)
-                wait_for(lambda: len(skipped(config)) == 2, "the receipts of both")
+                wait_for(lambda: len(skipped(config)) == 3, "the receipts of these")
                 kill(child)
             bout()
             with output_process(config):

@@ -55,8 +55,11 @@ class Labels:
         self.index = len(self._log.read_text().splitlines()) - 1
         self.captured_ns: list[int] = []  # of every row, in order
 
-    def row(self, grooming: int, *, age_s: float = 0.0, told: bool = True) -> None:
-        """One row, captured `age_s` ago; -1: the animal is lost. Not `told`: it is in the log, and nobody hears it."""
+    def row(self, grooming: int, *, age_s: float = 0.0, told: bool = True, timed: bool = True) -> None:
+        """One row, captured `age_s` ago; -1: the animal is lost.
+
+        Not `told`: it is in the log, and nobody hears it. Not `timed`: it does not say when it was made.
+        """
         now_ns = time.monotonic_ns()
         captured_ns = now_ns - int(age_s * 1e9)
         status = "lost" if grooming < 0 else "ok"
@@ -67,8 +70,9 @@ class Labels:
             time_ns=time.time_ns(), captured_ns=captured_ns, received_ns=now_ns, labelled_ns=now_ns,
             clock=own_clock(),
         )  # fmt: skip
+        untimed = {"clock": "", "captured_ns": None, "received_ns": None, "labelled_ns": None}
         if told:
-            self._publisher.publish(message)
+            self._publisher.publish(message if timed else message.model_copy(update=untimed))
         self.captured_ns.append(captured_ns)
         self.index += 1
 

@@ -45,7 +45,7 @@ from mbr_live.triggers.outputs.pool import Pool
 from mbr_live.triggers.outputs.protocol import TriggerMessage
 from mbr_live.triggers.outputs.workers import Delivery, Outcome
 from mbr_live.triggers.rules import trigger_rules
-from mbr_live.types import RATE_FPS, MbrError
+from mbr_live.types import RATE_FPS, MbrError, Status
 from mbr_live.wire import StatusSubscriber, own_clock
 
 LOOK_EVERY_S = 0.05  # at least so often staleness and the ends of trials are looked at
@@ -224,12 +224,13 @@ class _Service:
             self._account_for(lane, message.index)
         now_ns = time.monotonic_ns()
         moments = _moments(message, now_ns)
-        late = moments is not None and now_ns - moments.captured_ns > self._stale_ns
-        if late:
+        fresh = moments is not None and now_ns - moments.captured_ns <= self._stale_ns
+        late = not fresh and message.status != Status.GAP  # a gap has no times, and says that nothing is known
+        if moments is not None and fresh:
+            lane.captured_ns, lane.stale = moments.captured_ns, False
+        elif late:
             lane.log.summary.late_labels += 1
             self._lapse(lane)
-        elif moments is not None:
-            lane.captured_ns, lane.stale = moments.captured_ns, False
         lane.time_ns = message.time_ns
         for rule in lane.rules:
             now = condition(rule, message.status, message.labels)
