@@ -109,7 +109,7 @@ def rows_of_file(
     """The rows of one file of a label log."""
     behaviours = len(_behaviours_of(path, file.readline(), manifest))
     if from_frame:
-        _seek_row(file, path, from_frame)
+        seek_row(file, path, from_frame)
     lines = (line.decode() for line in file if not growing or line.endswith(b"\n"))
     for row in csv.reader(lines):
         yield _label_row(path, row, behaviours)
@@ -138,8 +138,10 @@ def _behaviours_of(path: Path, line: bytes, manifest: Manifest | None) -> tuple[
     return behaviours
 
 
-def _seek_row(file: BinaryIO, path: Path, frame: int) -> None:
-    """Go to the first row of a label log whose frame is not before `frame`; the log holds every frame, in order."""
+def seek_row(file: BinaryIO, path: Path, frame: int) -> None:
+    """Go to the first row, of those from here on, whose frame is not before `frame`. Rows begin with their frame, and
+    are in its order.
+    """
     low, high = file.tell(), file.seek(0, os.SEEK_END)
     while low < high:
         file.seek((low + high) // 2)

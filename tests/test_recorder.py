@@ -127,6 +127,20 @@ def test_an_index_made_anew_gives_no_segment_the_rows_of_the_next(tmp_path: Path
     assert [(row.first_frame, row.last_frame) for row in rows] == [(0, 9), (10, 12), (30, 39), (50, 54)]
 
 
+def test_what_lies_far_back_in_the_journal_is_not_read_again(tmp_path: Path) -> None:
+    """Neither when a process that was killed goes on, nor for some pictures: a session may last for weeks."""
+    frames = films(range(400))
+    record(tmp_path, frames[:392], end=False)
+    journal = tmp_path / "cage.frames.csv"
+    rows = journal.read_text().splitlines(keepends=True)
+    rows[5] = "what, reading the journal, is an error\n"
+    journal.write_text("".join(rows))
+    record(tmp_path, frames[392:])
+    index = read_index(tmp_path / f"cage{INDEX_SUFFIX}")
+    assert [row.first_frame for row in index[-3:]] == [380, 390, 392]
+    same(list(Recording(journal).frames("cage", from_frame=395)), frames[392:])
+
+
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 0.99])
 def test_a_segment_that_was_cut_off_ends_where_it_ends(share: float, tmp_path: Path) -> None:
     frames = films(range(10))

@@ -242,11 +242,10 @@ def _row_of(path: Path, name: str, journal: Path, end: int) -> Segment | None:
     """
     pictures, first = pictures_in(path), first_tick_of(path)
     times: list[tuple[int, int]] = []
-    for index, _, time_ns in read_journal(journal) if pictures else ():
+    for index, _, time_ns in read_journal(journal, from_frame=first) if pictures else ():
         if len(times) == pictures or index >= end:
             break
-        if index >= first:
-            times.append((index, time_ns))
+        times.append((index, time_ns))
     if not times:
         return None
     return Segment(name, times[0][0], times[-1][0], times[0][1], times[-1][1], path.stat().st_size)

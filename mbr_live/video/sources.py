@@ -24,6 +24,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from mbr_live.label_log import seek_row
 from mbr_live.stages.sampler import SamplerState, sample
 from mbr_live.types import Frame, Image, MbrError, SourceFrame
 from mbr_live.video.segments import first_tick_of, is_empty, is_part, segments_of
@@ -244,9 +245,9 @@ class Recording:
 
         A picture whose row the journal lost, as in a power cut, has no tick: it is left out, and that is said.
         """
-        rows = read_journal(self.path)
-        row = next(rows, None)
         begin = max(0, sum(first_tick_of(segment) <= from_frame for segment in self.segments) - 1)
+        rows = read_journal(self.path, from_frame=first_tick_of(self.segments[begin]))
+        row = next(rows, None)
         ticks = [*map(first_tick_of, self.segments), sys.maxsize]
         for segment, (first, end) in zip(self.segments[begin:], pairwise(ticks[begin:]), strict=True):
             rowless = 0
@@ -304,17 +305,19 @@ JournalRow = tuple[int, int, int]
 """Tick, source frame and capture time in ns of a frame that was sampled."""
 
 
-def read_journal(path: Path) -> Iterator[JournalRow]:
-    """The rows of a frame journal, oldest first; a torn last line does not count."""
+def read_journal(path: Path, *, from_frame: int = 0) -> Iterator[JournalRow]:
+    """The rows of a frame journal from a tick on, oldest first; a torn last line does not count."""
     if not path.is_file():
         raise MbrError(f"{path}: there is no such frame journal. Expected the {JOURNAL_SUFFIX} of a live session.")
-    with path.open() as lines:
-        header = lines.readline()
+    with path.open("rb") as lines:
+        header = lines.readline().decode(errors="replace")
         if header not in (JOURNAL_HEADER + "\n", ""):
             raise MbrError(f"{path}: found the header {header[:60]!r}, expected {JOURNAL_HEADER!r}. Check the file.")
+        if from_frame:  # without what lies before: the journal of six weeks has 36 million rows
+            seek_row(lines, path, from_frame)
         for line in lines:
-            if line.endswith("\n"):
-                yield _journal_row(path, line)
+            if line.endswith(b"\n"):
+                yield _journal_row(path, line.decode(errors="replace"))
 
 
 def journal_ends(path: Path) -> tuple[JournalRow | None, JournalRow | None]:
