@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -70,7 +71,7 @@ def test_a_running_session_gives_clips_of_what_is_closed(box_video: Path, tmp_pa
     run = read_run(live.out / "box.run.json")
     write_run(live.out / "box.run.json", run.model_copy(update={"exit_status": "running"}))
     clips = [Clip("box", "x", 3, 0, 10), Clip("box", "x", 30, 25, 10_000)]
-    assert [path.name for path in cut(live.out, clips, tmp_path / "some")] == ["box.x.3.mp4"]
+    assert [path.name for path in cut(live.out, clips, tmp_path / "some", set())] == ["box.x.3.mp4"]
     # A camera that was not recorded does not keep those after it from their clips.
     write_run(live.out / "box.run.json", run)
     write_run(live.out / "attic.run.json", run.model_copy(update={"recording": "attic"}))
@@ -100,8 +101,8 @@ def test_only_files_that_hold_pictures_of_new_clips_are_read(tmp_path: Path, mon
     read: list[int] = []
     frames = Recording.frames
 
-    def counted(self: Recording, camera: str, *, from_frame: int = 0) -> Iterator[Frame]:
-        for frame in frames(self, camera, from_frame=from_frame):
+    def counted(self: Recording, camera: str, **more: Any) -> Iterator[Frame]:
+        for frame in frames(self, camera, **more):
             read.append(frame.index)
             yield frame
 
@@ -109,7 +110,7 @@ def test_only_files_that_hold_pictures_of_new_clips_are_read(tmp_path: Path, mon
     with_bouts(tmp_path, "cage", *(("x", start, start + 9) for start in (40, 85, 115, 120, 520)))
     for made, ticks in ((["85", "115", "120", "520"], [*range(100, 141), *range(500, 541)]), ([], [])):
         clips = clips_of(tmp_path, "cage", (), pre_s=1, post_s=1)
-        assert [path.name for path in cut(tmp_path, clips, tmp_path / "clips")] == [
+        assert [path.name for path in cut(tmp_path, clips, tmp_path / "clips", set())] == [
             f"cage.x.{name}.mp4" for name in made
         ]
         assert read == ticks
@@ -117,3 +118,36 @@ def test_only_files_that_hold_pictures_of_new_clips_are_read(tmp_path: Path, mon
     assert len(pictures(tmp_path / "clips" / "cage.x.85.mp4")) == 5  # 100 to 104
     shown = pictures(tmp_path / "clips" / "cage.x.520.mp4")
     assert np.allclose([picture.mean() for picture in shown], [tick % 200 for tick in range(510, 540)], atol=4)
+
+
+@pytest.mark.parametrize("found", ["nothing", "no header", "no end"])
+def test_a_damaged_file_costs_its_own_clips_alone(found: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Said, and the clips of all other files are cut, by the command as by a running system, which reads it once."""
+    recorder = Recorder(tmp_path, "cage", "lossless", Settings(min_free_gb=0, segment_minutes=1 / 12))
+    journal = "".join(f"{tick},{tick},{tick * TICK_NS}\n" for tick in range(200))
+    (tmp_path / "cage.frames.csv").write_text(f"{JOURNAL_HEADER}\n{journal}")
+    for tick in range(200):
+        recorder.keep(Frame("cage", tick, tick, tick * TICK_NS, 0, np.full((32, 32, 3), tick, np.uint8)))
+    recorder.close()
+    run = RunManifest(
+        recording="cage", mode="live", exit_status="complete", started="", bundle="", bundle_sha256="", engine="",
+        versions={}, sources=[],
+    )  # fmt: skip
+    write_run(tmp_path / "cage.run.json", run)
+    with_bouts(tmp_path, "cage", *(("grooming", start, start + 4) for start in (20, 60, 120, 170)))
+    (tmp_path / "cage.labels.csv").write_text("frame,source_frame,time_ns,status,x_px,y_px,p_grooming,grooming\n")
+    file = tmp_path / "cage.50.mkv"
+    whole = file.read_bytes()
+    file.write_bytes({"nothing": b"", "no header": bytes(200) + whole[200:], "no end": whole[: len(whole) // 2]}[found])
+    done = mbr_live("clips", tmp_path, "--pre-s", "1", "--post-s", "1")
+    assert done.returncode == 0, done.stderr
+    made = {path.name.split(".")[2] for path in (tmp_path / "clips").iterdir()}
+    if found == "no end":  # what is there is shown
+        assert made == {"20", "60", "120", "170"} and "cage.50.mkv" not in done.stderr
+        return
+    assert made == {"20", "120", "170"} and "cage.50.mkv" in done.stderr
+    damaged: set[Path] = set()
+    wanted = clips_of(tmp_path, "cage", (), 1, 1)
+    for _ in range(3):
+        assert not list(cut(tmp_path, wanted, tmp_path / "clips", damaged))
+    assert [message for message in caplog.messages if "cage.50.mkv" in message] and len(caplog.messages) == 1

@@ -141,6 +141,20 @@ def test_what_lies_far_back_in_the_journal_is_not_read_again(tmp_path: Path) -> 
     same(list(Recording(journal).frames("cage", from_frame=395)), frames[392:])
 
 
+def test_a_segment_that_is_damaged_within_shifts_no_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What the disk lost is missing; what it kept is shown at its own time."""
+    frames = films(range(120))
+    record(tmp_path, frames, SHORT.model_copy(update={"segment_minutes": 1.0}))
+    file = tmp_path / "cage.0.mkv"
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    file.write_bytes(whole[:middle] + bytes(20_000) + whole[middle + 20_000 :])
+    found = list(Recording(tmp_path / "cage.frames.csv").frames("cage"))
+    same(found[:50], frames[:50])
+    same([frame for frame in found if frame.index >= 70], frames[70:])  # from the next picture that is whole on
+    assert len(found) < 120 and any("damaged" in message for message in caplog.messages)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 0.99])
 def test_a_segment_that_was_cut_off_ends_where_it_ends(share: float, tmp_path: Path) -> None:
     frames = films(range(10))

@@ -55,11 +55,12 @@ def clips_of(folder: Path, recording: str, behaviours: Sequence[str], pre_s: flo
     ]
 
 
-def cut(folder: Path, clips: Iterable[Clip], out: Path) -> Iterator[Path]:
+def cut(folder: Path, clips: Iterable[Clip], out: Path, damaged: set[Path]) -> Iterator[Path]:
     """Write the clips that are not there yet and whose pictures are, one file each; the files that were written.
 
     What a running session has not closed yet comes with a later call. A clip of which no picture was recorded, or is
-    still there, is left out and costs nothing. MbrError where pictures cannot be read.
+    still there, is left out and costs nothing. So are the pictures of files that are `damaged`: one that cannot be read
+    is said, and noted there. MbrError where other videos than recorded ones cannot be read.
     """
     by_recording: dict[str, list[Clip]] = {}
     for clip in clips:
@@ -71,8 +72,8 @@ def cut(folder: Path, clips: Iterable[Clip], out: Path) -> Iterator[Path]:
         ready = [clip for clip in wanted if clip.last_frame <= until]
         if not ready:
             continue
-        for first_frame, together in _passes(_spans(folder, run), ready):
-            frames = _frames(folder, run, first_frame, max(clip.last_frame for clip in together))
+        for first_frame, together in _passes(_spans(folder, run, damaged), ready):
+            frames = _frames(folder, run, first_frame, max(clip.last_frame for clip in together), damaged)
             yield from _written(frames, together, out)
 
 
@@ -101,16 +102,17 @@ _Span = tuple[int, float]
 """The first and the last tick of a stretch of pictures that is read from its beginning."""
 
 
-def _spans(folder: Path, run: RunManifest) -> list[_Span]:
+def _spans(folder: Path, run: RunManifest, damaged: set[Path]) -> list[_Span]:
     recording = _recording(folder, run)
     if recording is None:
         return [(0, float("inf"))]
     index = read_index(recording.path.with_name(f"{recording.name}{INDEX_SUFFIX}"))
     known: dict[int, float] = {row.first_frame: row.last_frame for row in index}
     firsts = [first_tick_of(segment) for segment in recording.segments]
-    return [
+    spans = [
         (first, known.get(first, after - 1)) for first, after in zip(firsts, [*firsts[1:], float("inf")], strict=True)
     ]
+    return [span for segment, span in zip(recording.segments, spans, strict=True) if segment not in damaged]
 
 
 def _passes(spans: Sequence[_Span], clips: Iterable[Clip]) -> list[tuple[int, list[Clip]]]:
@@ -131,10 +133,10 @@ def _passes(spans: Sequence[_Span], clips: Iterable[Clip]) -> list[tuple[int, li
     return passes
 
 
-def _frames(folder: Path, run: RunManifest, first: int, last: int) -> Iterator[Frame]:
+def _frames(folder: Path, run: RunManifest, first: int, last: int, damaged: set[Path]) -> Iterator[Frame]:
     recording = _recording(folder, run)
     if recording is not None:
-        frames = recording.frames(run.recording, from_frame=first)
+        frames = recording.frames(run.recording, from_frame=first, damaged=damaged)
     else:
         frames = sampled(JoinedFiles(run.recording, [VideoFile(Path(path)) for path in run.sources]), run.recording)
     for frame in frames:

@@ -31,7 +31,7 @@ def clips_program(folder: Path, out: Path, behaviours: list[str], *, pre_s: floa
         )
     wanted = [clip for name in recorded for clip in clips_of(folder, name, behaviours, pre_s, post_s)]
     missing = sum(not (out / clip.file_name).exists() for clip in wanted)
-    written = sum(1 for _ in tracked(cut(folder, wanted, out), "clips", missing))
+    written = sum(1 for _ in tracked(cut(folder, wanted, out, set()), "clips", missing))
     print(f"{written} new clips in {out}; {len(wanted)} bouts")
     for name in sorted({*names} - {*recorded}):
         print(f"{name} was not recorded: no clips")
@@ -51,17 +51,18 @@ def follow_clips_program(config: Config) -> None:
     wanted = config.recording.clips
     if not wanted:
         raise MbrError("clips: the configuration names no behaviour. Set recording.clips, such as ['grooming'].")
-    repeat(lambda: _cut_new(config), FOLLOW_EVERY_S)
+    damaged: set[Path] = set()  # said once each, and not read again
+    repeat(lambda: _cut_new(config, damaged), FOLLOW_EVERY_S)
 
 
-def _cut_new(config: Config) -> None:
+def _cut_new(config: Config, damaged: set[Path]) -> None:
     settings = config.recording
     for camera in config.camera:
         if camera.record == "off":
             continue
         try:
             clips = clips_of(config.out, camera.name, settings.clips, settings.pre_s, settings.post_s)
-            for path in cut(config.out, clips, config.out / CLIPS_FOLDER):
+            for path in cut(config.out, clips, config.out / CLIPS_FOLDER, damaged):
                 _log.info("%s", path)
         except (MbrError, OSError) as error:
             _log.error("%s: clips are not up to date, it will be tried again: %s", camera.name, error)

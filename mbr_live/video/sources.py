@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 from shlex import quote
 from statistics import median
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from mbr_live.label_log import seek_row
 from mbr_live.stages.sampler import SamplerState, sample
-from mbr_live.types import Frame, Image, MbrError, SourceFrame
+from mbr_live.types import RATE_FPS, Frame, Image, MbrError, SourceFrame
 from mbr_live.video.segments import first_tick_of, is_empty, is_part, segments_of
 
 JOURNAL_SUFFIX = ".frames.csv"
@@ -92,7 +92,7 @@ class VideoFile:
 
     def _first_decoded_pts(self) -> int | None:
         with _opened(self.path) as container:
-            return next((frame.pts for frame in self._decoded(container)), None)
+            return next((frame.pts for frame in _decoded(self.path, container)), None)
 
     def __iter__(self) -> Iterator[SourceFrame]:
         count, first_pts, time_ns, last_s = 0, None, 0, 0.0
@@ -102,7 +102,7 @@ class VideoFile:
             stream.codec_context.thread_count = 1
             time_base = stream.time_base or Fraction(1, _NS)
             colours = VideoReformatter()  # one for all frames: making one costs as much as a conversion
-            for decoded in self._decoded(container):
+            for decoded in _decoded(self.path, container):
                 if decoded.pts is None:
                     raise self._mistimed(f"frame {count} has no presentation time")
                 first_pts = decoded.pts if first_pts is None else first_pts
@@ -124,15 +124,6 @@ class VideoFile:
             f"{self.path}: {found}. Labels need exact times. If the camera was steady, write them anew, with its frame "
             f"rate for 25: ffmpeg -r 25 -i {quote(str(self.path))} -qp 0 fixed.mkv"
         )
-
-    def _decoded(self, container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
-        try:
-            yield from _shown(container)
-        except av.FFmpegError as error:
-            raise MbrError(
-                f"{self.path}: the video cannot be decoded further ({error.strerror}). The file is damaged or was "
-                "cut off while it was copied or recorded. Copy it again, or repair it with ffmpeg."
-            ) from error
 
     def _check_size(self, decoded: av.VideoFrame, count: int) -> None:
         if (decoded.width, decoded.height) != (self.width_px, self.height_px):
@@ -239,29 +230,45 @@ class Recording:
         """Number of ticks of the session."""
         return self.last_index + 1
 
-    def frames(self, camera: str, *, from_frame: int = 0) -> Iterator[Frame]:
+    def frames(self, camera: str, *, from_frame: int = 0, damaged: set[Path] | None = None) -> Iterator[Frame]:
         """The recorded frames, with the ticks and times of the live session,
         from the file that holds `from_frame` on.
 
-        A picture whose row the journal lost, as in a power cut, has no tick: it is left out, and that is said.
+        A picture whose row the journal lost, as in a power cut, has no tick: it is left out, and that is said. MbrError
+        where a segment cannot be read; with `damaged`, that is said and noted there, what can be read goes on, and
+        segments that stand there already are left out.
         """
         begin = max(0, sum(first_tick_of(segment) <= from_frame for segment in self.segments) - 1)
-        rows = read_journal(self.path, from_frame=first_tick_of(self.segments[begin]))
-        row = next(rows, None)
-        ticks = [*map(first_tick_of, self.segments), sys.maxsize]
-        for segment, (first, end) in zip(self.segments[begin:], pairwise(ticks[begin:]), strict=True):
-            rowless = 0
-            while row is not None and row[0] < first:
-                row = next(rows, None)
-            for pixels in _segment_pictures(segment):
-                if row is None or row[0] >= end:
-                    rowless += 1
-                    continue
-                index, source_frame, time_ns = row
-                yield Frame(camera, index, source_frame, time_ns, self.origin_ns, pixels)
-                row = next(rows, None)
-            if rowless:
-                _log.warning("%s: its last %d pictures are left out: the journal has no rows of them", segment, rowless)
+        ends = [*map(first_tick_of, self.segments[begin + 1 :]), sys.maxsize]
+        for segment, end in zip(self.segments[begin:], ends, strict=True):
+            if damaged is not None and segment in damaged:
+                continue
+            try:
+                yield from self._frames_of(segment, end, camera)
+            except MbrError as error:
+                if damaged is None:
+                    raise
+                damaged.add(segment)
+                _log.error("%s What cannot be read of it is left out.", error)
+
+    def _frames_of(self, segment: Path, end: int, camera: str) -> Iterator[Frame]:
+        """The frames of a segment: its pictures, and the rows of the journal from its first tick to before `end`."""
+        first = first_tick_of(segment)
+        rows = enumerate(takewhile(lambda row: row[0] < end, read_journal(self.path, from_frame=first)))
+        due = rowless = missing = 0
+        for number, pixels in _segment_pictures(segment):
+            missing += max(0, number - due)
+            due = number + 1
+            row = next((row for k, row in rows if k == number), None)
+            if row is None:
+                rowless += 1
+                continue
+            index, source_frame, time_ns = row
+            yield Frame(camera, index, source_frame, time_ns, self.origin_ns, pixels)
+        if rowless:
+            _log.warning("%s: its last %d pictures are left out: the journal has no rows of them", segment, rowless)
+        if missing:
+            _log.warning("%s: it is damaged: %d pictures in it are lost, and their ticks are gaps", segment, missing)
 
 
 def open_video(path: Path) -> VideoFile:
@@ -400,6 +407,16 @@ def _shown(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
         yield first()
 
 
+def _decoded(path: Path, container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
+    try:
+        yield from _shown(container)
+    except av.FFmpegError as error:
+        raise MbrError(
+            f"{path}: the video cannot be decoded further ({error.strerror}). The file is damaged or was "
+            "cut off while it was copied or recorded. Copy it again, or repair it with ffmpeg."
+        ) from error
+
+
 def _starts_s(container: av.container.InputContainer) -> float:
     """When the first frame begins, as the file counts its times."""
     stream = container.streams.video[0]
@@ -423,13 +440,16 @@ def _last_period_ns(times_ns: list[int]) -> int:
     return int(median(intervals.tolist())) if len(intervals) else 0
 
 
-def _segment_pictures(segment: Path) -> Iterator[Image]:
-    """The pictures of one segment; the end of a segment that was cut off by a crash is simply its end, and one that was
-    cut off before its first picture has none.
+def _segment_pictures(segment: Path) -> Iterator[tuple[int, Image]]:
+    """The pictures of one segment, numbered by their times, so that one that is damaged shifts no others.
+
+    The end of a segment that was cut off by a crash is simply its end, and one that was cut off before its first
+    picture has none.
     """
     if is_part(segment) and is_empty(segment):
         return
     colours = VideoReformatter()
     with _opened(segment) as container:
-        for decoded in container.decode(video=0):
-            yield Picture(decoded, colours)()
+        for decoded in _decoded(segment, container):
+            if decoded.time is not None:
+                yield round(decoded.time * RATE_FPS), Picture(decoded, colours)()
