@@ -110,7 +110,7 @@ def rows_of_file(
     behaviours = len(_behaviours_of(path, file.readline(), manifest))
     if from_frame:
         seek_row(file, path, from_frame)
-    lines = (line.decode() for line in file if not growing or line.endswith(b"\n"))
+    lines = (line.decode(errors="replace") for line in file if not growing or line.endswith(b"\n"))
     for row in csv.reader(lines):
         yield _label_row(path, row, behaviours)
 
@@ -168,7 +168,7 @@ def _frame_of(path: Path, line: bytes) -> int:
 def logged_behaviours(path: Path) -> tuple[str, ...]:
     """The behaviours [K] of a label log, in the order of its columns."""
     shown = path if path.exists() else next(iter(closed_segments(path)), path)
-    with shown.open(newline="") as lines:
+    with shown.open(newline="", errors="replace") as lines:
         return _logged(path, next(csv.reader(lines), []))
 
 

@@ -49,3 +49,21 @@ def go_on_logging() -> None:
     """In a process that another one started: log as that one does."""
     if form := os.environ.get(LOG_VARIABLE):
         begin_logging(LogFormat(form))
+
+
+class Trouble:
+    """What keeps work that is done again and again from being up to date: said when it begins, when it is another, and
+    when it is over, and not at every call.
+    """
+
+    def __init__(self, log: logging.Logger, what: str) -> None:
+        self._log, self._what = log, what
+        self._said = ""
+
+    def is_now(self, text: str) -> None:
+        """What is wrong now; empty where nothing is."""
+        if text and text != self._said:
+            self._log.error("%s: not up to date, will be tried again: %s", self._what, text)
+        elif self._said and not text:
+            self._log.warning("%s: up to date again", self._what)
+        self._said = text

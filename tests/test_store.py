@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import shutil
 import socket
 import sqlite3
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime
@@ -28,6 +30,7 @@ from mbr_live.cameras.log import CameraLog
 from mbr_live.config import DEMO_BUNDLE, Store
 from mbr_live.label_log import read_labels
 from mbr_live.live.run import System
+from mbr_live.processes import Child
 from mbr_live.sinks import RunManifest, SessionLog, write_run
 from mbr_live.store.loading import store_folder
 from mbr_live.store.tables import (
@@ -282,6 +285,62 @@ def test_what_happened_beside_the_labels(postgresql: str, tmp_path: Path) -> Non
             for table in (OutageRow, AlarmRow, ReceiptRow, LatencyRow):
                 assert session.scalar(select(func.count()).select_from(table)) == 0
         database.dispose()
+
+
+@pytest.mark.parametrize(
+    ("file", "find", "damage"),
+    [
+        ("b.bouts.csv", b"grooming,11", b"grooming;11"),
+        ("b.bouts.csv", b"grooming,11", b"grooming,\xff"),
+        ("b.labels.csv", b"\n7,", b"\nx,"),
+        ("b.labels.csv", b"\n7,", b"\n\xff\xfe"),
+        ("b.run.json", b"", b""),
+        ("b.camera.csv", b"", b"event,time_ns,frame,cause,width_px,height_px,detail\nlost,12,\n"),
+        ("b.camera.csv", b"", b"event,time_ns,frame,cause,width_px,height_px,detail\nlost,12,\xff,,,,\n"),
+    ],
+)
+def test_a_damaged_log_keeps_no_other_out_of_the_store(
+    file: str, find: bytes, damage: bytes, tmp_path: Path, demo_bundle: Bundle
+) -> None:
+    database = open_store(f"sqlite:///{tmp_path / 'mbr.sqlite'}")
+    for name in "abc":
+        write_run(tmp_path / f"{name}.run.json", manifest(demo_bundle, recording=name))
+        files = tmp_path / f"{name}.labels.csv", tmp_path / f"{name}.bouts.csv"
+        with closing(SessionLog.create(*files, demo_bundle.manifest)) as log:
+            for index in range(40):
+                log.write(decision(index, Status.OK, int(10 < index < 20)))
+    damaged = tmp_path / file
+    damaged.write_bytes(damaged.read_bytes().replace(find, damage) if find else damage)
+    with pytest.raises(MbrError, match=re.escape(str(damaged))):
+        store_folder(tmp_path, database)
+    with Session(database) as session:
+        stored = session.execute(select(SessionRow.recording, SessionRow.frames)).all()
+    assert {("a", 40), ("c", 40)} <= set(map(tuple, stored))
+    database.dispose()
+
+
+def test_a_database_that_comes_later_than_the_system_is_waited_for(tmp_path: Path, demo_bundle: Bundle) -> None:
+    """As after a power cut, when all machines start together: the process goes on, and says once what is wrong."""
+    folder, out = tmp_path / "mounted later", tmp_path / "live"
+    config = system_config(out, simulated("cage"))
+    out.mkdir()
+    write_run(out / "cage.run.json", manifest(demo_bundle))
+    with closing(SessionLog.create(out / "cage.labels.csv", out / "cage.bouts.csv", demo_bundle.manifest)) as log:
+        log.write(decision(0, Status.OK, 0))
+    config = config.model_copy(update={"store": Store(url=f"sqlite:///{folder}/mbr.sqlite", every_s=1)})
+    (tmp_path / "system.json").write_text(config.model_dump_json())
+    child = Child("store", ("store", str(tmp_path / "system.json")), tmp_path / "store.log")
+    child.start()
+    wait_for(lambda: "cannot be used" in child.log.read_text(), "the first try")
+    time.sleep(2.5)
+    assert child.exit_code is None
+    folder.mkdir()
+    wait_for(lambda: "up to date again" in child.log.read_text(), "the store")
+    child.ask_to_stop()
+    assert child.wait(10) and child.exit_code == 0
+    assert child.log.read_text().count("cannot be used") == 1
+    with closing(sqlite3.connect(folder / "mbr.sqlite")) as reader:
+        assert reader.execute("SELECT recording, frames FROM sessions").fetchall() == [("cage", 1)]
 
 
 def test_a_store_of_an_earlier_version_says_so(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class CameraLog:
 
 def read_events(path: Path) -> Iterator[Event]:
     """The rows of an outage log; MbrError when it is not one. An empty one, whose first row found no room, has none."""
-    with path.open() as lines:
+    with path.open(errors="replace") as lines:
         # A row that is being written, or was torn off by a power cut, is not one yet; the same goes for the header.
         whole = (line.rstrip("\n") for line in lines if line.endswith("\n"))
         header = next(whole, CAMERA_LOG_HEADER)

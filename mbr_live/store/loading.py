@@ -20,7 +20,7 @@ from mbr_live.label_log import LABELS_SUFFIX, LabelRow, logged_behaviours, read_
 from mbr_live.sinks import BOUTS_HEADER, BOUTS_SUFFIX, RUN_SUFFIX, RunManifest, read_run
 from mbr_live.store.events import take_events
 from mbr_live.store.tables import BoutRow, SessionRow, TotalRow, UnknownRow
-from mbr_live.types import UNKNOWN, Status
+from mbr_live.types import UNKNOWN, MbrError, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,16 @@ class Stored:
 
 
 def store_folder(folder: Path, database: Engine) -> list[Stored]:
-    """Bring in what is new of every recording of a folder. MbrError for a log that is damaged."""
-    return [_store(path, database) for path in sorted(folder.glob(f"*{RUN_SUFFIX}"))]
+    """Bring in what is new of every recording of a folder. MbrError for damaged logs, when all others are in."""
+    stored, damaged = [], []
+    for path in sorted(folder.glob(f"*{RUN_SUFFIX}")):
+        try:
+            stored.append(_store(path, database))
+        except MbrError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise MbrError("\n".join(damaged))
+    return stored
 
 
 def _store(run_path: Path, database: Engine) -> Stored:
@@ -155,18 +163,21 @@ def _take_bouts(session: Session, row: SessionRow, bouts: Path) -> int:
     if len(known) != row.bouts_bytes or hashlib.sha256(known).hexdigest() != row.bouts_sha256:
         session.execute(delete(BoutRow).where(BoutRow.session_id == row.id))
         known = b""
-    lines = content[len(known) :].decode().splitlines()
-    fresh = [_bout(row.id, cells) for cells in csv.reader(line for line in lines if line != BOUTS_HEADER)]
+    lines = content[len(known) :].decode(errors="replace").splitlines()
+    fresh = [_bout(bouts, row.id, cells) for cells in csv.reader(line for line in lines if line != BOUTS_HEADER)]
     if fresh:
         session.execute(insert(BoutRow), fresh)
     row.bouts_bytes, row.bouts_sha256 = len(content), hashlib.sha256(content).hexdigest()
     return len(fresh)
 
 
-def _bout(session_id: int, cells: list[str]) -> dict[str, object]:
-    behaviour, start_frame, stop_frame, start_s, stop_s, duration_s, mean_p, complete = cells
-    return {
-        "session_id": session_id, "behaviour": behaviour, "start_frame": int(start_frame),
-        "stop_frame": int(stop_frame), "start_s": float(start_s), "stop_s": float(stop_s),
-        "duration_s": float(duration_s), "mean_p": float(mean_p), "complete": complete == "1",
-    }  # fmt: skip
+def _bout(bouts: Path, session_id: int, cells: list[str]) -> dict[str, object]:
+    try:
+        behaviour, start_frame, stop_frame, start_s, stop_s, duration_s, mean_p, complete = cells
+        return {
+            "session_id": session_id, "behaviour": behaviour, "start_frame": int(start_frame),
+            "stop_frame": int(stop_frame), "start_s": float(start_s), "stop_s": float(stop_s),
+            "duration_s": float(duration_s), "mean_p": float(mean_p), "complete": complete == "1",
+        }  # fmt: skip
+    except ValueError as error:
+        raise MbrError(f"{bouts}: the row {','.join(cells)!r} is damaged ({error}). Was the file edited?") from error

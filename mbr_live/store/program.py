@@ -12,10 +12,11 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from mbr_live.config import Config
+from mbr_live.logs import Trouble
 from mbr_live.processes import repeat
 from mbr_live.sinks import RUN_SUFFIX
 from mbr_live.store.loading import store_folder
-from mbr_live.store.tables import open_store
+from mbr_live.store.tables import StoreAway, make_ready, open_store, store_at
 from mbr_live.types import MbrError
 
 _log = logging.getLogger(__name__)
@@ -32,26 +33,56 @@ def store_program(folders: list[Path], url: str) -> None:
             )
     database = open_store(url)
     table = Table("folder", "recording", "new frames", "new bouts")
+    damaged = []
     for folder in folders:
         try:
             stored = store_folder(folder, database)
         except SQLAlchemyError as error:
             raise MbrError(f"store: {folder} was not taken ({str(error).splitlines()[0]}). Try again.") from error
+        except MbrError as error:
+            damaged.append(str(error))
+            continue
         for each in stored:
             table.add_row(escape(str(folder)), escape(each.recording), str(each.frames), str(each.bouts))
     Console(soft_wrap=True).print(table)
+    if damaged:
+        raise MbrError("\n".join(damaged))
 
 
 def follow_program(config: Config) -> None:
-    """Keep the store of a running system up to date until told to stop; a store that fails is tried again."""
+    """Keep the store of a running system up to date until told to stop; one that fails, or is not there yet, as after a
+    power cut, is tried again.
+    """
     if config.store is None:
         raise MbrError("store: the configuration has no [store] table. Add one with url.")
-    database = open_store(config.store.url)
-    repeat(lambda: _try(config.out, database), config.store.every_s)
+    repeat(_Following(config.out, store_at(config.store.url)).catch_up, config.store.every_s)
 
 
-def _try(out: Path, database: Engine) -> None:
-    try:
-        store_folder(out, database)
-    except (SQLAlchemyError, MbrError) as error:
-        _log.error("store: not up to date, will be tried again: %s", str(error).splitlines()[0])
+class _Following:
+    """A database that is kept up to date with the logs of a folder."""
+
+    def __init__(self, out: Path, database: Engine) -> None:
+        self._out, self._database = out, database
+        self._is_ready = False
+        self._trouble = Trouble(_log, "store")
+
+    def catch_up(self) -> None:
+        """Bring in what is new. MbrError for a database that no waiting will mend."""
+        try:
+            if not self._is_ready:
+                make_ready(self._database)
+                self._is_ready = True
+        except StoreAway as error:
+            self._trouble.is_now(str(error))
+            return
+        self._trouble.is_now(self._brought())
+
+    def _brought(self) -> str:
+        """Bring in what is new; what is wrong, if anything."""
+        try:
+            store_folder(self._out, self._database)
+        except SQLAlchemyError as error:
+            return str(error).splitlines()[0]
+        except (MbrError, OSError) as error:
+            return str(error)
+        return ""

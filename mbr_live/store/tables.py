@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Engine, ForeignKey, Integer, create_engine, event, inspect, make_url
+from sqlalchemy import URL, BigInteger, Engine, ForeignKey, Integer, create_engine, event, inspect, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -140,8 +140,19 @@ class LatencyRow(Base):
     ms: Mapped[float]
 
 
+class StoreAway(MbrError):
+    """A database that does not answer, or cannot be written to: trying again may help."""
+
+
 def open_store(url: str) -> Engine:
     """The database at `url`, with its tables. MbrError says why it cannot be used; passwords are never shown."""
+    database = store_at(url)
+    make_ready(database)
+    return database
+
+
+def store_at(url: str) -> Engine:
+    """The database at `url`, to which nothing is said yet; MbrError where that is no address of one."""
     try:
         parsed = make_url(url)
     except ArgumentError as error:
@@ -149,34 +160,44 @@ def open_store(url: str) -> Engine:
             f"store: {url!r} is no address of a database. Expected sqlite:///folder/mbr.sqlite or "
             "postgresql+psycopg://user@host/database."
         ) from error
-    shown = parsed.render_as_string(hide_password=True)
     if parsed.password is not None:
         raise MbrError(
-            f"store: {shown} holds a password, which configurations and logs would show. Put it into ~/.pgpass, or "
-            "into the variable PGPASSWORD."
+            f"store: {_shown(parsed)} holds a password, which configurations and logs would show. Put it into "
+            "~/.pgpass, or into the variable PGPASSWORD."
         )
     try:
-        engine = create_engine(parsed)
-        if parsed.get_backend_name() == "sqlite":
-            event.listen(engine, "connect", _safe_sqlite)
-        Base.metadata.create_all(engine)
-        found = inspect(engine)
+        database = create_engine(parsed)
+    except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
+        raise MbrError(f"store: {_shown(parsed)} cannot be used ({error}). Check its kind and driver.") from error
+    if parsed.get_backend_name() == "sqlite":
+        event.listen(database, "connect", _safe_sqlite)
+    return database
+
+
+def make_ready(database: Engine) -> None:
+    """Make the tables that are missing. StoreAway where the database does not do it, MbrError where it has others."""
+    try:
+        Base.metadata.create_all(database)
+        found = inspect(database)
         old = [
             name
             for name, table in Base.metadata.tables.items()
             if {column.name for column in table.columns} - {column["name"] for column in found.get_columns(name)}
         ]
-    except (SQLAlchemyError, NoSuchModuleError, ModuleNotFoundError) as error:
+    except SQLAlchemyError as error:
         reason = str(error).splitlines()[0]
-        raise MbrError(
-            f"store: {shown} cannot be used ({reason}). Is it running, and may this user write to it?"
+        raise StoreAway(
+            f"store: {_shown(database.url)} cannot be used ({reason}). Is it running, and may this user write to it?"
         ) from error
     if old:
         raise MbrError(
-            f"store: {shown} was made by an earlier version (columns of {', '.join(old)} are missing). Give an empty "
-            "database: it is filled from the logs."
+            f"store: {_shown(database.url)} was made by an earlier version (columns of {', '.join(old)} are missing). "
+            "Give an empty database: it is filled from the logs."
         )
-    return engine
+
+
+def _shown(url: URL) -> str:
+    return url.render_as_string(hide_password=True)
 
 
 def _safe_sqlite(connection: Any, _record: object) -> None:
