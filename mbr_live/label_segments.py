@@ -35,7 +35,12 @@ def segment_folder(labels: Path) -> Path:
 
 def closed_segments(labels: Path) -> list[Path]:
     """The closed segments of a label log, oldest first."""
-    return sorted(segment_folder(labels).glob(f"*{SEGMENT_SUFFIX}"))
+    return segments_in(segment_folder(labels))
+
+
+def segments_in(folder: Path) -> list[Path]:
+    """The closed segments in a folder of them, oldest first. What people put beside them is none."""
+    return sorted(path for path in folder.glob(f"*{SEGMENT_SUFFIX}") if path.stem.isdecimal())
 
 
 def first_frame_of(segment: Path) -> int:

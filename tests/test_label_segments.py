@@ -258,6 +258,40 @@ def test_parquet_is_made_some_rows_at_a_time(rows: int, tmp_path: Path, monkeypa
     assert [path.name for path in segment.parent.iterdir()] == [segment.name]
 
 
+@pytest.mark.parametrize(
+    "row", ["x,1,1,ok,1.0,2.0,0.500000,1\n", "1,1,1,ok\n", "\0\0\0\n", "1,1,1,ok,1.0,2.0,0.5,\xff\n"]
+)
+def test_a_damaged_segment_keeps_no_other_from_its_parquet(row: str, tmp_path: Path) -> None:
+    text = "frame,source_frame,time_ns,status,x_px,y_px,p_grooming,grooming\n0,0,0,ok,1.0,2.0,0.500000,1\n"
+    for name in "abc":
+        segment = tmp_path / f"{name}.labels" / "0000000000.csv"
+        segment.parent.mkdir()
+        segment.write_text(text + (row if name == "b" else ""), encoding="latin-1")
+    made = []
+    with pytest.raises(MbrError, match=r"b\.labels/0000000000\.csv"):
+        for path in convert_folder(tmp_path):
+            made.append(path.parent.name)
+    assert made == ["a.labels", "c.labels"] and not list(tmp_path.glob("b.labels/*.part*"))
+
+
+def test_what_people_put_beside_closed_segments_is_none(tmp_path: Path, demo_bundle: Bundle) -> None:
+    labels, bouts = tmp_path / "cage.labels.csv", tmp_path / "cage.bouts.csv"
+    hour = HOUR_NS // TICK_NS
+    for first in (0, hour):
+        log = SessionLog.resume(labels, bouts, demo_bundle.manifest, "hour")
+        for index in (first, first + 1):
+            log.write(decision(index, 0))
+        log.write(decision(first + 2, 0, ticks=hour - 2))
+        log.close()
+        segments = closed_segments(labels)
+        (tmp_path / "cage.labels").mkdir(exist_ok=True)
+        for name in ("0000000000 (copy).csv", "notes.csv", "first.txt"):
+            (tmp_path / "cage.labels" / name).write_text("what I saw that day\n")
+        assert closed_segments(labels) == segments
+    assert len(segments) == 1 and len(list(convert_folder(tmp_path))) == 1
+    assert [row.index for row in read_labels(labels)] == list(range(2 * hour))
+
+
 def test_a_live_session_crosses_the_hour(tmp_path: Path) -> None:
     """It goes on shortly before the hour by its own clock; what is closed then agrees with the store, to the frame."""
     plain = system_config(tmp_path / "live", simulated("cage"))

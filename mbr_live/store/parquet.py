@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mbr_live.label_segments import SEGMENT_SUFFIX, first_frame_of
+from mbr_live.label_segments import segments_in
 from mbr_live.types import MbrError
 
 PARQUET_SUFFIX = ".parquet"
@@ -24,24 +24,35 @@ _WHOLE = ("frame", "source_frame", "time_ns")
 
 
 def convert_folder(folder: Path) -> Iterator[Path]:
-    """Every closed segment of a folder of logs that has no Parquet yet; yields the files that were made."""
-    for segment in sorted(
-        folder.glob(f"*.labels/*{SEGMENT_SUFFIX}"), key=lambda path: (path.parent, first_frame_of(path))
-    ):
-        made = segment.with_suffix(PARQUET_SUFFIX)
-        if not made.exists():
-            convert(segment, made)
-            yield made
+    """Every closed segment of a folder of logs that has no Parquet yet; yields the files that were made. MbrError for
+    segments that are damaged, when all others are made.
+    """
+    damaged = []
+    for labels in sorted(folder.glob("*.labels")):
+        for segment in segments_in(labels):
+            made = segment.with_suffix(PARQUET_SUFFIX)
+            if made.exists():
+                continue
+            try:
+                convert(segment, made)
+            except MbrError as error:
+                damaged.append(str(error))
+            else:
+                yield made
+    if damaged:
+        raise MbrError("\n".join(damaged))
 
 
 def convert(segment: Path, made: Path) -> None:
-    """Write one segment as Parquet. MbrError, and nothing is left, where it would not say the same."""
+    """Write one segment as Parquet. MbrError, and nothing is left, where it is damaged or would not say the same."""
     part = made.with_name(made.name + ".part")
     try:
         _write(segment, part)
         if not _says_the_same(part, segment):
             raise MbrError(f"{segment}: as Parquet it would not say the same. Was the file edited? The CSV stays.")
         part.replace(made)
+    except ValueError as error:
+        raise MbrError(f"{segment}: it is damaged ({error}), and no Parquet is made. Was the file edited?") from error
     finally:
         part.unlink(missing_ok=True)
 

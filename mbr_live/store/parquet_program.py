@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mbr_live.config import Config
+from mbr_live.logs import Trouble
 from mbr_live.processes import repeat
 from mbr_live.store.parquet import convert_folder
 from mbr_live.types import MbrError
@@ -35,11 +36,15 @@ def follow_parquet(config: Config) -> None:
     if not config.labels.parquet:
         raise MbrError("parquet: the configuration does not ask for it. Set labels.parquet = true and labels.rotate.")
 
+    trouble = Trouble(_log, "parquet")
+
     def convert() -> None:
         try:
             for made in convert_folder(config.out):
                 _log.info("%s", made)
         except (OSError, MbrError) as error:
-            _log.error("parquet: not up to date, will be tried again: %s", error)
+            trouble.is_now(str(error))
+        else:
+            trouble.is_now("")
 
     repeat(convert, EVERY_S)
