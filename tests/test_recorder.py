@@ -141,6 +141,21 @@ def test_what_lies_far_back_in_the_journal_is_not_read_again(tmp_path: Path) -> 
     same(list(Recording(journal).frames("cage", from_frame=395)), frames[392:])
 
 
+@pytest.mark.parametrize("found", ["", "\0" * 200, "{whole}cage.20.mkv,2", "{whole}nonsense\n", "{header}\0\0\n"])
+def test_an_index_that_is_damaged_is_made_anew(found: str, tmp_path: Path) -> None:
+    """It is for convenience: a capture process, and with it the labels, must not fail for its sake."""
+    frames = films(range(35))
+    record(tmp_path, frames[:25])
+    index = tmp_path / f"cage{INDEX_SUFFIX}"
+    whole = index.read_text()
+    index.write_text(found.format(whole=whole, header=whole.splitlines()[0] + "\n"))
+    record(tmp_path, frames[25:])
+    rows = read_index(index)
+    assert index.read_text().startswith(whole)
+    assert [(row.first_frame, row.last_frame) for row in rows[3:]] == [(25, 34)]
+    same(list(Recording(tmp_path / "cage.frames.csv").frames("cage")), frames)
+
+
 def test_a_segment_that_is_damaged_within_shifts_no_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What the disk lost is missing; what it kept is shown at its own time."""
     frames = films(range(120))

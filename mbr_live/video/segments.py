@@ -80,11 +80,20 @@ def _packets(segment: Path) -> Iterator[av.Packet[VideoStream]]:
 
 
 def read_index(path: Path) -> list[Segment]:
-    """The rows of an index; empty where there is none."""
+    """The rows of an index; empty where there is none. Rows that a power cut or a person damaged are not there: what an
+    index does not know is read from the segments.
+    """
     if not path.exists():
         return []
-    rows = (line.split(",") for line in path.read_text().splitlines()[1:])
-    return [Segment(file, *map(int, numbers)) for file, *numbers in rows]
+    rows = map(_row, path.read_text(errors="replace").splitlines()[1:])
+    return [row for row in rows if row is not None]
+
+
+def _row(line: str) -> Segment | None:
+    file, *numbers = line.split(",")
+    if len(numbers) != len(fields(Segment)) - 1 or not all(map(str.isdecimal, numbers)):
+        return None
+    return Segment(file, *map(int, numbers))
 
 
 def index_text(segments: list[Segment]) -> str:
