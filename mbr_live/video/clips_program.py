@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mbr_live.config import Config
 from mbr_live.label_log import LABELS_SUFFIX, logged_behaviours
 from mbr_live.label_segments import closed_segments
+from mbr_live.logs import Trouble
 from mbr_live.processes import repeat
 from mbr_live.progress import tracked
 from mbr_live.types import MbrError
@@ -52,10 +53,11 @@ def follow_clips_program(config: Config) -> None:
     if not wanted:
         raise MbrError("clips: the configuration names no behaviour. Set recording.clips, such as ['grooming'].")
     damaged: set[Path] = set()  # said once each, and not read again
-    repeat(lambda: _cut_new(config, damaged), FOLLOW_EVERY_S)
+    troubles = {camera.name: Trouble(_log, f"{camera.name}: clips") for camera in config.camera}
+    repeat(lambda: _cut_new(config, damaged, troubles), FOLLOW_EVERY_S)
 
 
-def _cut_new(config: Config, damaged: set[Path]) -> None:
+def _cut_new(config: Config, damaged: set[Path], troubles: Mapping[str, Trouble]) -> None:
     settings = config.recording
     for camera in config.camera:
         if camera.record == "off":
@@ -65,4 +67,6 @@ def _cut_new(config: Config, damaged: set[Path]) -> None:
             for path in cut(config.out, clips, config.out / CLIPS_FOLDER, damaged):
                 _log.info("%s", path)
         except (MbrError, OSError) as error:
-            _log.error("%s: clips are not up to date, it will be tried again: %s", camera.name, error)
+            troubles[camera.name].is_now(str(error))
+        else:
+            troubles[camera.name].is_now("")
