@@ -7,6 +7,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -233,8 +234,9 @@ def test_the_oldest_files_go_by_size_and_by_age(tmp_path: Path) -> None:
     size = (tmp_path / "cage.0.mkv").stat().st_size
     record(tmp_path, frames[40:], SHORT.model_copy(update={"keep_gb": 2.5 * size / 1e9}))
     assert [path.name for path in segments_of(tmp_path, "cage")] == ["cage.20.mkv", "cage.30.mkv", "cage.40.mkv"]
-    os.utime(tmp_path / "cage.20.mkv", (0, 0))
-    record(tmp_path, films(range(50, 52)), SHORT.model_copy(update={"keep_days": 1.0}))
+    for path in segments_of(tmp_path, "cage"):
+        os.utime(path, (0, 0))  # the date was set: the time of the session counts
+    record(tmp_path, films(range(50, 52)), SHORT.model_copy(update={"keep_days": 1.5 / 86400}))
     assert [row.file for row in read_index(tmp_path / f"cage{INDEX_SUFFIX}")] == [
         "cage.30.mkv", "cage.40.mkv", "cage.50.mkv",
     ]  # fmt: skip
@@ -283,9 +285,8 @@ def test_files_that_grow_too_old_make_room_where_there_was_none(small_disk: Path
             now_s += 10.0
             if frame.index == 30:
                 (small_disk / "ballast").write_bytes(bytes(15_000_000))
-            if frame.index == 40:
-                for path in segments_of(small_disk, "cage"):
-                    os.utime(path, (0, 0))
+            if frame.index >= 40:
+                frame = replace(frame, time_ns=frame.time_ns + 8 * 86400 * 10**9)
             journal.note(frame)
             recorder.keep(frame)
     recorder.close()

@@ -91,7 +91,7 @@ class Recorder:
         if self._form == "off":
             return
         try:
-            if not self._room():
+            if not self._room(frame.time_ns):
                 self.unrecorded += 1
                 return
             self._append(frame, self._form)
@@ -108,7 +108,7 @@ class Recorder:
         except (av.FFmpegError, OSError) as error:
             self._refused(error)
 
-    def _room(self) -> bool:
+    def _room(self, time_ns: int) -> bool:
         now_s = self._clock_s()
         if now_s < self._look_at_s:
             return self._has_room
@@ -117,7 +117,7 @@ class Recorder:
         free = shutil.disk_usage(self._out).free
         if free < least and now_s >= self._make_room_at_s:  # while nothing is recorded, no new file makes old ones go
             self._make_room_at_s = now_s + MAKE_ROOM_EVERY_S
-            self._delete_old()
+            self._delete_old(time_ns)
             free = shutil.disk_usage(self._out).free
         if (free >= least) != self._has_room:
             self._has_room = not self._has_room
@@ -152,7 +152,7 @@ class Recorder:
         )
 
     def _begun(self, frame: Frame, form: Form) -> _Open:
-        self._delete_old()
+        self._delete_old(frame.time_ns)
         path = segment_path(self._out, self._camera, frame.index)
         # A cluster per picture, flushed: a process that is killed loses the picture it was at, not the segment.
         options = {"cluster_time_limit": "1", "flush_packets": "1"}
@@ -172,13 +172,19 @@ class Recorder:
         self._index.append(replace(done.row, bytes=path.stat().st_size))
         self._note_index()
 
-    def _delete_old(self) -> None:
-        """Delete the oldest segments, beyond the age or the size that is kept."""
+    def _delete_old(self, now_ns: int) -> None:
+        """Delete the oldest segments, beyond the age or the size that is kept.
+
+        Ages are by the time of the session, which does not follow a date that is set: a clock that is put right, or
+        wrong, must not make a week of pictures old at once.
+        """
+        keep_ns = float("inf") if self._settings.keep_days is None else self._settings.keep_days * 86400e9
         kept, total = [], 0
         for segment in reversed(self._index):
             total += segment.bytes
             path = self._out / segment.file
-            if path.exists() and not self._is_old(path) and total <= (self._settings.keep_gb or float("inf")) * _GB:
+            is_old = now_ns - segment.last_time_ns > keep_ns
+            if path.exists() and not is_old and total <= (self._settings.keep_gb or float("inf")) * _GB:
                 kept.append(segment)
             else:
                 path.unlink(missing_ok=True)
@@ -186,10 +192,6 @@ class Recorder:
         if len(kept) != len(self._index):
             self._index = kept[::-1]
             self._note_index()
-
-    def _is_old(self, path: Path) -> bool:
-        keep_days = self._settings.keep_days
-        return keep_days is not None and time.time() - path.stat().st_mtime > keep_days * 86400
 
     def _note_index(self) -> None:
         try:
