@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -23,8 +24,12 @@ from mbr_live.cameras.health import (
     make_reference,
     opened_anew,
 )
+from mbr_live.cameras.log import CameraLog, read_events
+from mbr_live.cameras.reader import Chosen
+from mbr_live.live.capture import Health
 from mbr_live.simulation.camera import Simulation
 from mbr_live.stages.blindness import FROZEN_FRAMES, BlindState, is_blind
+from mbr_live.stages.sampler import SamplerState
 from mbr_live.types import Image
 from mbr_live.video.sources import open_video, sampled
 
@@ -105,6 +110,36 @@ def test_another_camera_is_noticed_after_it_was_opened_anew(pictures: list[Image
         other.advance()
         state = assess(number * LOOK_EVERY_S, look_at(other.render()), "", None, reference, state)
     assert set(state.raised) == {"moved"}
+
+
+def test_an_alarm_outlasts_what_keeps_it_from_being_judged(pictures: list[Image]) -> None:
+    """A moved camera that is lost for a moment now and then, and whose rate is not known then, is one alarm."""
+    moved, state, told = moved_by(0.05), HealthState(), []
+    reference = make_reference(pictures[:16])
+    for number, picture in enumerate(pictures * 3):
+        before = set(state.raised)
+        rate = None if number % 35 == 34 else 7.0
+        if rate is None:
+            state = opened_anew(state)
+        state = assess(number * LOOK_EVERY_S, look_at(moved(picture)), "", rate, reference, state)
+        told += sorted(before ^ set(state.raised))
+    assert sorted(told) == ["moved", "slow"]
+
+
+def test_a_process_that_goes_on_tells_when_an_alarm_of_the_one_before_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: list[Image]
+) -> None:
+    """Else it would be in the log, and in the store, for ever."""
+    now_s = 0.0
+    monkeypatch.setattr("mbr_live.live.capture.time.monotonic", lambda: now_s)
+    for shown in ([pictures[0]] * 40, pictures):  # frozen; then others, in a new process
+        with closing(CameraLog(tmp_path / "cage.camera.csv")) as log:
+            health = Health("cage", log, None)
+            for tick, picture in enumerate(shown * 4):
+                now_s += 0.1
+                health.take(Chosen(tick, tick, 0, picture, 0, SamplerState(0, tick, None), "host", 1, 0), 10.0)
+    events = [(event.event, event.cause) for event in read_events(tmp_path / "cage.camera.csv")]
+    assert events == [("alarm", "blind"), ("cleared", "blind")]
 
 
 def test_a_picture_without_structure_is_no_reference() -> None:

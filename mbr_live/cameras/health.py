@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -145,20 +145,31 @@ def assess(
     `look` is None while the picture shows nothing; `source_fps` where the rate is not known, or not asked for.
     """
     texts: dict[AlarmName, str] = {}
-    known: set[AlarmName] = {"blind", "slow"}
+    known: set[AlarmName] = {"blind"}  # what can be judged now; an alarm of which that is not so stays as it is
     if blind:
         texts["blind"] = _BLIND_TEXTS[blind]
-    if source_fps is not None and source_fps < (RIGHT_FPS if _is_raised("slow", state) else SLOW_FPS):
-        texts["slow"] = f"the camera delivers {source_fps:.1f} frames a second, {RATE_FPS} are needed"
+    if source_fps is not None:
+        known.add("slow")
+        if source_fps < (RIGHT_FPS if _is_raised("slow", state) else SLOW_FPS):
+            texts["slow"] = f"the camera delivers {source_fps:.1f} frames a second, {RATE_FPS} are needed"
     if look is not None:
         state = _seen(look, against, state)
-        known |= {"blurred", "moved"}
+        if state.sharpness is not None:
+            known.add("blurred")
+        if against is None or len(state.greys) == STRUCTURE_LOOKS:
+            known.add("moved")
         texts |= _blurred(look, state) | _moved(against, state)
     alarms = dict(state.alarms)
     for name in known:
         alarms[name] = _next(alarms.get(name, _Alarm()), name in texts, now_s, _RAISE_AFTER_S[name])
     kept = {name: text for name, text in state.texts.items() if alarms[name].raised}
     return replace(state, alarms=alarms, texts={**kept, **texts})
+
+
+def taken_up(raised: Mapping[str, str]) -> HealthState:
+    """The state of a process that goes on with these alarms, names and texts: it will tell when they are over."""
+    texts: dict[AlarmName, str] = {name: raised[name] for name in get_args(AlarmName) if name in raised}
+    return HealthState({name: _Alarm(raised=True) for name in texts}, texts)
 
 
 def opened_anew(state: HealthState) -> HealthState:

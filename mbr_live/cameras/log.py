@@ -60,6 +60,8 @@ class CameraLog:
         self.began = next((event for event in events if event.event == "began"), None)
         connections = [event for event in events if event.event in ("began", "lost", "back")]
         self.open_cause = connections[-1].cause or None if connections else None  # only of "lost"
+        told = {event.cause: event for event in events if event.event in ("alarm", "cleared")}
+        self.raised = {name: event.detail for name, event in told.items() if event.event == "alarm"}  # at its end
 
     def began_with(self, time_ns: int, frame: int, width_px: int, height_px: int, clock: str) -> None:
         """The first frame of the session; pictures keep its size from now on."""

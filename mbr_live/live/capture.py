@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mbr_live.appending import Unwritable, WaitingRows
 from mbr_live.cameras.calibration import load_reference
-from mbr_live.cameras.health import LOOK_EVERY_S, HealthState, Reference, assess, look_at, opened_anew
+from mbr_live.cameras.health import LOOK_EVERY_S, Reference, assess, look_at, opened_anew, taken_up
 from mbr_live.cameras.live_camera import CameraHangs, LiveCamera, SessionEnd
 from mbr_live.cameras.log import CAMERA_LOG_SUFFIX, CameraLog
 from mbr_live.cameras.reader import Chosen, Passed
@@ -152,7 +152,7 @@ class Health:
 
     def __init__(self, camera: str, log: CameraLog, reference: Reference | None) -> None:
         self._camera, self._camera_log, self._reference = camera, log, reference
-        self._state, self._blind = HealthState(), BlindState()
+        self._state, self._blind = taken_up(log.raised), BlindState()
         self._next_look_s = 0.0
 
     @property
