@@ -14,6 +14,7 @@ MAX_CAMERAS = 256  # as many as a configuration may name
 MAX_BEHAVIOURS = 32
 MAX_EVENTS = 1000
 MAX_MINUTES = 60.0
+_MOST_EARLY = 2 * MAX_CAMERAS * RATE_FPS  # messages of two seconds
 _SPARE_TICKS = 1000  # a wide terminal shows a little more than was asked for: columns are whole ticks
 
 
@@ -89,20 +90,24 @@ class Watched:
         self.events: deque[BoutEvent] = deque(maxlen=MAX_EVENTS)
         self.unreadable = 0  # messages that were not valid
         self.unlisted = 0  # labels of cameras that inference does not list
+        # Labels that came before inference had said of which cameras and behaviours, as it does once a second.
+        self._early: deque[tuple[LabelMessage, float]] = deque(maxlen=_MOST_EARLY)
         self._ticks = round(minutes * 60 * RATE_FPS) + _SPARE_TICKS
 
     @property
     def behaviours(self) -> list[str]:
-        """Names of the behaviours; numbers until inference has said them."""
-        if self.system is not None:
-            return self.system.behaviours[:MAX_BEHAVIOURS]
-        return [f"behaviour {k + 1}" for k in range(max((len(c.labels) for c in self.cameras.values()), default=0))]
+        """Names of the behaviours; none until inference has said them."""
+        return self.system.behaviours[:MAX_BEHAVIOURS] if self.system else []
 
     def take(self, message: StatusMessage, now_s: float) -> None:
         """Keep what one message says."""
         self.heard_s = now_s
         if isinstance(message, SystemStatus):
             self._take_system(message)
+            while self._early:
+                self._take_label(*self._early.popleft())
+        elif self.system is None:
+            self._early.append((message, now_s))
         else:
             self._take_label(message, now_s)
 
@@ -122,11 +127,8 @@ class Watched:
     def _take_label(self, message: LabelMessage, now_s: float) -> None:
         camera = self.cameras.get(message.camera)
         if camera is None:
-            if self.system is not None or len(self.cameras) >= MAX_CAMERAS:
-                self.unlisted += 1
-                return
-            camera = WatchedCamera(message.camera, min(len(message.labels), MAX_BEHAVIOURS), self._ticks)
-            self.cameras[message.camera] = camera
+            self.unlisted += 1
+            return
         names = self.behaviours
         for k, index, kind, lasted_s, why in camera.take(message, now_s):
             self.events.append(BoutEvent(camera.name, names[k], index, kind, lasted_s, why))
