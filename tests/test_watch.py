@@ -254,6 +254,25 @@ def test_an_unknown_label_is_explained_and_no_probability_shown(status: str, wor
     assert all("0.88" not in line for line in page)
 
 
+@pytest.mark.parametrize(("width", "height"), [(200, 60), (120, 24), (80, 24)])
+def test_what_is_wrong_with_one_of_eight_cameras_is_seen_in_every_form(width: int, height: int) -> None:
+    """However many and long its figures have become, after weeks."""
+    dashboard = Dashboard()
+    names, week = [f"cage{n}" for n in range(8)], 6_048_000
+    figures = {"rows": {"ok": week}, "drops": {"no_frame": 480_000, "dropped_queue_full": 213}, "unrecorded": 52_000}
+    moved, waiting = {"moved": "the picture is off the reference by 4.2% of its width"}, {"unwritten": 812}
+    more: dict[str, dict[str, Any]] = {"cage2": {"alarms": moved}, "cage5": waiting}
+    cameras = [camera(name, last_index=week, **figures, **more.get(name, {})) for name in names]
+    dashboard.take(system(*cameras), 0.0)
+    for name in names:
+        dashboard.take(label(week, camera=name), 0.0)
+    page = drawn(dashboard, 0.5, width, height)
+    for name, words in (("cage2", "moved"), ("cage5", "labels wait")):
+        assert any(f"{name} " in line and "▲" in line and words in line for line in page), page
+    assert sum(line.count("▲") for line in page) == 2
+    assert all("480.0k no frame" in line or " 480.2k" in line for line in page if "480" in line)
+
+
 @pytest.mark.parametrize(
     ("state", "words"), [("stale", "stale · 5.1 s without a frame"), ("ended", "■ ended"), ("waiting", "waiting for")]
 )

@@ -36,7 +36,7 @@ COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2")
 """One per behaviour: the palette of Okabe and Ito (2008), less what is invisible on black or white, or means alarm."""
 
 _MIN_WIDTH = 72  # of one camera where two stand side by side
-_COLUMNS = " {:>5} {:>6} {:>5}"  # fps, latency and losses, behind a camera's single line
+_COLUMNS = " {:>5} {:>6} {:>6}"  # fps, latency and losses, behind a camera's single line
 _BAR_CELLS, _MARK_CELLS, _VALUE_CELLS = 8, 9, 4
 
 
@@ -142,7 +142,7 @@ def _line(camera: WatchedCamera, watched: Watched, now_s: float, width: int) -> 
         drops = sum(camera.figures.drops.values())
     text.append(_COLUMNS.format(number(fps, 1), number(latency), count(drops)))
     if drops:
-        text.stylize(ALARM, len(text) - 5)
+        text.stylize(ALARM, len(text) - 6)
     return [text]
 
 

@@ -53,9 +53,12 @@ def state_of(camera: WatchedCamera, watched: Watched, now_s: float) -> tuple[str
         return "▲", f"lost · {printable(camera.figures.lost)} · {lasted(camera.figures.lost_for_s)}", ALARM
     if state == "stale":
         return "▲", f"stale · {'a while' if quiet_s is None else lasted(quiet_s)} without a frame", ALARM
+    if camera.figures and camera.figures.unwritten:
+        return "▲", "live · labels wait for room on the disk", ALARM
     why = WHY_UNKNOWN.get(camera.status or "")
     if why is None:
-        return "●", "live", GOOD
+        alarms = ", ".join(map(printable, camera.figures.alarms)) if camera.figures else ""
+        return ("▲", f"live · {alarms}", ALARM) if alarms else ("●", "live", GOOD)
     since_s = (camera.last_index - camera.status_since + 1) / RATE_FPS
     return "●", f"live · {why} ({lasted(since_s)})", "bold" if camera.status == Status.WARMUP else ALARM
 
@@ -137,17 +140,15 @@ def figures_of(camera: WatchedCamera) -> list[Text]:
     drops = [f"{count(n)} {printable(DROP_WORDS.get(why, why))}" for why, n in list(figures.drops.items())[:8] if n]
     p50, p99 = (number(figures.latency.get(key)) for key in ("p50_ms", "p99_ms"))
     alarms = [Text(f"{printable(name)}: {printable(text)}", ALARM) for name, text in list(figures.alarms.items())[:8]]
-    dropped = Text(f"dropped: {', '.join(drops)}", ALARM) if drops else Text("none dropped")
-    if figures.unrecorded:
-        dropped.append(f", {count(figures.unrecorded)} not recorded", ALARM)
-    if figures.unwritten:
-        dropped.append(f", {count(figures.unwritten)} rows wait for room on the disk", ALARM)
+    lost = [Text(f"{count(figures.unwritten)} rows wait for room on the disk", ALARM)] if figures.unwritten else []
+    lost += [Text(f"dropped: {', '.join(drops)}", ALARM) if drops else Text("none dropped")]
+    lost += [Text(f"{count(figures.unrecorded)} pictures not recorded", ALARM)] if figures.unrecorded else []
     if not rows:
-        return [*alarms, dropped]
+        return [*alarms, *lost]
     unlike = [f"{printable(name)} {number(figures.drift.get(name), 2)}" for name in figures.drifted[:6]]
     drifted = [Text(f"unlike training: {', '.join(unlike)}", ALARM)] if unlike else []
     fps, latency = f"{number(figures.fps, 1)} fps", f"latency p50 {p50} p99 {p99} ms"
-    return [*alarms, Text(fps), dropped, *drifted, Text(latency), Text(f"rows: {', '.join(rows)}")]
+    return [*alarms, Text(fps), *lost, *drifted, Text(latency), Text(f"rows: {', '.join(rows)}")]
 
 
 def where(camera: WatchedCamera) -> str:
