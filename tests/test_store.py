@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from live import labelled, mbr_live, simulated, system_config, wait_for
-from sqlalchemy import Engine, delete, func, select
+from sqlalchemy import Engine, delete, func, select, update
 from sqlalchemy.orm import Session
 from trigger_rig import Labels, listening, outcomes, output_process, receipts, rig_config, trigger
 
@@ -45,6 +45,7 @@ from mbr_live.store.tables import (
     open_store,
 )
 from mbr_live.trigger_config import SerialOutput
+from mbr_live.triggers.log import COLUMNS
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 from mbr_live.types import UNKNOWN, Decision, MbrError, Status
 
@@ -341,6 +342,43 @@ def test_a_database_that_comes_later_than_the_system_is_waited_for(tmp_path: Pat
     assert child.log.read_text().count("cannot be used") == 1
     with closing(sqlite3.connect(folder / "mbr.sqlite")) as reader:
         assert reader.execute("SELECT recording, frames FROM sessions").fetchall() == [("cage", 1)]
+
+
+def receipt(trial: int, what: str = "decided") -> str:
+    known = {"what": what, "trigger": "stim", "trial": trial, "edge": "on", "frame": 9 * trial, "sham": 0, "on_s": 2.0}
+    return ",".join(str({**known, "time_ns": trial, "decided_ns": trial}.get(name, "")) for name in COLUMNS) + "\n"
+
+
+def test_receipts_that_are_in_the_store_are_not_taken_again(tmp_path: Path, demo_bundle: Bundle) -> None:
+    """A thousand a day, for weeks: a round costs what is new. After a power cut, the store has what is left."""
+    database = open_store(f"sqlite:///{tmp_path / 'mbr.sqlite'}")
+    write_run(tmp_path / "cage.run.json", manifest(demo_bundle))
+    log, header = tmp_path / "cage.triggers.csv", ",".join(COLUMNS) + "\n"
+
+    def stored() -> list[tuple[int, int, str]]:
+        store_folder(tmp_path, database)
+        with Session(database) as session:
+            rows = session.execute(select(ReceiptRow.number, ReceiptRow.trial, ReceiptRow.why).order_by("number")).all()
+        return [(number, trial, why) for number, trial, why in rows]
+
+    log.write_text(header)
+    assert stored() == []
+    log.write_text(header + "".join(map(receipt, range(6000))) + "decided,st")
+    assert [trial for _, trial, _ in stored()] == list(range(6000))
+    with Session(database) as session, session.begin():
+        session.execute(update(ReceiptRow).where(ReceiptRow.number == 7).values(why="seen"))
+    log.write_text(header + "".join(map(receipt, range(6002))))
+    assert [(number, trial) for number, trial, _ in stored()] == [(n, n) for n in range(6002)]
+    assert stored()[7] == (7, 7, "seen")
+    for left in ([*range(50), *range(7000, 13_000)], [*range(50)], []):
+        log.write_text(header + "".join(map(receipt, left)))
+        assert stored() == [(number, trial, "") for number, trial in enumerate(left)]
+    log.write_text(
+        header + receipt(1).replace("decided", "dec\udcffided", 1).replace(",9,", ",nine,"), errors="replace"
+    )
+    with pytest.raises(MbrError, match="nine"):
+        stored()
+    database.dispose()
 
 
 def test_a_store_of_an_earlier_version_says_so(tmp_path: Path) -> None:

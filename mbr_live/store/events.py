@@ -1,24 +1,31 @@
 """Outages, alarms, receipts of triggers and latencies of a session, from its logs into the database.
 
-These logs are short beside that of the labels: where one has grown, what is in the store of it is made anew.
+The log of the camera is short beside that of the labels: where it has grown, what is in the store of it is made anew.
+Of receipts there may be thousands a day, so those that are new are added.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import csv
+import os
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import ValidationError
-from sqlalchemy import delete, insert
+from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from mbr_live.cameras.log import CAMERA_LOG_SUFFIX, Event, read_events, read_outages
 from mbr_live.sinks import RunManifest
 from mbr_live.store.tables import AlarmRow, Base, LatencyRow, OutageRow, ReceiptRow, SessionRow
-from mbr_live.triggers.log import SUMMARY_SUFFIX, TRIGGERS_SUFFIX, Summary, read_receipts
+from mbr_live.triggers.log import COLUMNS, SUMMARY_SUFFIX, TRIGGERS_SUFFIX, Summary, read_receipts
+from mbr_live.types import MbrError
 
 Rows = Iterator[dict[str, Any]]
+_ROWS_AT_ONCE = 5000
+_LONGEST_ROW = 65536  # bytes
 
 
 def take_events(session: Session, row: SessionRow, run: RunManifest, stem: Path) -> None:
@@ -28,9 +35,8 @@ def take_events(session: Session, row: SessionRow, run: RunManifest, stem: Path)
         row.camera_bytes = _size(camera)
         _anew(session, row, OutageRow, lambda: _outages(camera))
         _anew(session, row, AlarmRow, lambda: _alarms(read_events(camera)))
-    if _size(receipts) != row.triggers_bytes:
-        row.triggers_bytes = _size(receipts)
-        _anew(session, row, ReceiptRow, lambda: map(_receipt, read_receipts(receipts)))
+    if receipts.exists() and _size(receipts) != row.triggers_bytes:
+        _take_receipts(session, row, receipts)
     _anew(session, row, LatencyRow, lambda: _latencies(run, stem.with_name(stem.name + SUMMARY_SUFFIX)))
 
 
@@ -38,8 +44,45 @@ def _size(path: Path) -> int:
     """Of the whole rows of a log."""
     if not path.exists():
         return 0
-    content = path.read_bytes()
-    return content.rfind(b"\n") + 1
+    with path.open("rb") as log:
+        start = max(0, log.seek(0, os.SEEK_END) - _LONGEST_ROW)
+        log.seek(start)
+        return start + log.read().rfind(b"\n") + 1
+
+
+def _take_receipts(session: Session, row: SessionRow, receipts: Path) -> None:
+    """Receipts that are new. Where the log is not one that has grown, as after a power cut, all of them are."""
+    size = _size(receipts)
+    next(read_receipts(receipts), None)  # whether it is such a log
+    with receipts.open("rb") as log:
+        number = _known_receipts(session, row, log, size, receipts)
+        if number:
+            log.seek(row.triggers_bytes)
+        else:
+            session.execute(delete(ReceiptRow).where(ReceiptRow.session_id == row.id))
+            log.seek(0)
+            log.readline()
+        lines = iter(lambda: log.readline(size - log.tell()), b"")
+        while block := list(islice(lines, _ROWS_AT_ONCE)):
+            found = [_receipt(receipts, line) for line in block]
+            rows = [{"session_id": row.id, "number": number + k, **each} for k, each in enumerate(found)]
+            session.execute(insert(ReceiptRow), rows)
+            number += len(rows)
+    row.triggers_bytes = size
+
+
+def _known_receipts(session: Session, row: SessionRow, log: BinaryIO, size: int, receipts: Path) -> int:
+    """How many receipts are in the store; 0 where the last of them is not in its place in the log."""
+    last = select(ReceiptRow).where(ReceiptRow.session_id == row.id).order_by(ReceiptRow.number.desc()).limit(1)
+    newest = session.scalar(last)
+    if newest is None or row.triggers_bytes > size:
+        return 0
+    log.seek(max(0, row.triggers_bytes - _LONGEST_ROW))
+    line = log.read(row.triggers_bytes - log.tell()).splitlines(keepends=True)[-1]
+    is_last = line.endswith(b"\n") and all(
+        getattr(newest, name) == value for name, value in _receipt(receipts, line).items()
+    )
+    return newest.number + 1 if is_last else 0
 
 
 def _anew(session: Session, row: SessionRow, table: type[Base], rows: Callable[[], Rows]) -> None:
@@ -73,16 +116,21 @@ def _alarms(events: Iterator[Event]) -> Rows:
     yield from raised.values()
 
 
-def _receipt(row: Mapping[str, str]) -> dict[str, Any]:
-    whole = {key: int(row[key]) if row[key] else None for key in ("sent_ns", "confirmed_ns", "attempts")}
-    return {
-        **{key: row[key] for key in ("what", "trigger", "edge", "why", "output")},
-        **{key: int(row[key]) for key in ("trial", "frame", "decided_ns")},
-        **whole,
-        "sham": row["sham"] == "1",
-        "dry_run": row["dry_run"] == "1" if row["dry_run"] else None,
-        "on_s": float(row["on_s"]) if row["on_s"] else None,
-    }
+def _receipt(receipts: Path, line: bytes) -> dict[str, Any]:
+    text = line.decode(errors="replace")
+    try:
+        row = dict(zip(COLUMNS, next(csv.reader([text])), strict=True))
+        whole = {key: int(row[key]) if row[key] else None for key in ("sent_ns", "confirmed_ns", "attempts")}
+        return {
+            **{key: row[key] for key in ("what", "trigger", "edge", "why", "output")},
+            **{key: int(row[key]) for key in ("trial", "frame", "decided_ns")},
+            **whole,
+            "sham": row["sham"] == "1",
+            "dry_run": row["dry_run"] == "1" if row["dry_run"] else None,
+            "on_s": float(row["on_s"]) if row["on_s"] else None,
+        }
+    except ValueError as error:
+        raise MbrError(f"{receipts}: the row {text.strip()!r} is damaged ({error}). Was the file edited?") from error
 
 
 def _latencies(run: RunManifest, summary: Path) -> Rows:
