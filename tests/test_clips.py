@@ -10,13 +10,15 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from live import mbr_live, played, system_config, wait_for
+from live import mbr_live, played, simulated, system_config, wait_for
 
 from mbr_live.config import Recording as Settings
 from mbr_live.live.run import System
 from mbr_live.sinks import BOUTS_HEADER, RunManifest, read_run, write_run
 from mbr_live.types import TICK_NS, Frame
+from mbr_live.video import clips_program
 from mbr_live.video.clips import Clip, clips_of, cut
+from mbr_live.video.clips_program import Follower
 from mbr_live.video.recorder import Recorder
 from mbr_live.video.sources import JOURNAL_HEADER, Recording, VideoFile, sampled
 
@@ -118,6 +120,42 @@ def test_only_files_that_hold_pictures_of_new_clips_are_read(tmp_path: Path, mon
     assert len(pictures(tmp_path / "clips" / "cage.x.85.mp4")) == 5  # 100 to 104
     shown = pictures(tmp_path / "clips" / "cage.x.520.mp4")
     assert np.allclose([picture.mean() for picture in shown], [tick % 200 for tick in range(510, 540)], atol=4)
+
+
+def test_a_system_in_which_nothing_is_new_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bouts of weeks are gone through when there is one more, or a file is closed, and not every few seconds."""
+    settings = Settings(min_free_gb=0, segment_minutes=1 / 12, clips=("grooming",), pre_s=1, post_s=1)
+    config = system_config(tmp_path, simulated("cage", record="lossless"), simulated("dark"))
+    follower = Follower(config.model_copy(update={"recording": settings}))
+    asked: list[str] = []
+
+    def counted(folder: Path, recording: str, *more: Any) -> list[Clip]:
+        asked.append(recording)
+        return clips_of(folder, recording, *more)
+
+    monkeypatch.setattr(clips_program, "clips_of", counted)
+    follower.cut_new()  # before the first label
+    recorder = Recorder(tmp_path, "cage", "lossless", settings)
+    journal = "".join(f"{tick},{tick},{tick * TICK_NS}\n" for tick in range(200))
+    (tmp_path / "cage.frames.csv").write_text(f"{JOURNAL_HEADER}\n{journal}")
+    run = RunManifest(
+        recording="cage", mode="live", exit_status="running", started="", bundle="", bundle_sha256="", engine="",
+        versions={}, sources=[],
+    )  # fmt: skip
+    write_run(tmp_path / "cage.run.json", run)
+    made = []
+    for tick in range(200):
+        if tick in (20, 70, 120, 199):
+            with_bouts(tmp_path, "cage", *(("grooming", each, each + 4) for each in (10, 60, 110, 190) if each < tick))
+            follower.cut_new()
+            follower.cut_new()
+            folder = tmp_path / "clips"
+            made.append(len(list(folder.iterdir())) if folder.exists() else 0)
+        recorder.keep(Frame("cage", tick, tick, tick * TICK_NS, 0, np.full((32, 32, 3), tick, np.uint8)))
+    recorder.close()
+    write_run(tmp_path / "cage.run.json", run.model_copy(update={"exit_status": "complete"}))
+    follower.cut_new()
+    assert (made, len(list((tmp_path / "clips").iterdir())), asked) == ([0, 1, 2, 3], 4, ["cage"] * 5)
 
 
 @pytest.mark.parametrize("found", ["nothing", "no header", "no end"])

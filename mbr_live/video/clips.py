@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -68,7 +69,7 @@ def cut(folder: Path, clips: Iterable[Clip], out: Path, damaged: set[Path]) -> I
             by_recording.setdefault(clip.recording, []).append(clip)
     for recording, wanted in by_recording.items():
         run = read_run(folder / f"{recording}{RUN_SUFFIX}")
-        until = recorded_until(folder, recording, run)
+        until = recorded_until(folder, run)
         ready = [clip for clip in wanted if clip.last_frame <= until]
         if not ready:
             continue
@@ -77,11 +78,11 @@ def cut(folder: Path, clips: Iterable[Clip], out: Path, damaged: set[Path]) -> I
             yield from _written(frames, together, out)
 
 
-def recorded_until(folder: Path, recording: str, run: RunManifest) -> float:
+def recorded_until(folder: Path, run: RunManifest) -> float:
     """The last tick whose picture will not change any more; infinite where the session has ended."""
     if run.exit_status != "running":
         return float("inf")
-    index = read_index(folder / f"{recording}{INDEX_SUFFIX}")
+    index = read_index(folder / f"{run.recording}{INDEX_SUFFIX}")
     return index[-1].last_frame if index else -1
 
 
@@ -122,8 +123,9 @@ def _passes(spans: Sequence[_Span], clips: Iterable[Clip]) -> list[tuple[int, li
     """
     passes: list[tuple[int, list[Clip]]] = []
     read_to = -1  # the last stretch of the pass before
+    firsts, lasts = [first for first, _ in spans], [last for _, last in spans]
     for clip in sorted(clips, key=lambda clip: clip.first_frame):
-        touched = [k for k, (first, last) in enumerate(spans) if first <= clip.last_frame and clip.first_frame <= last]
+        touched = range(bisect_left(lasts, clip.first_frame), bisect_right(firsts, clip.last_frame))
         if not touched:
             continue
         if touched[0] > read_to:

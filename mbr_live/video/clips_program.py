@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from mbr_live.config import Config
@@ -12,8 +12,9 @@ from mbr_live.label_segments import closed_segments
 from mbr_live.logs import Trouble
 from mbr_live.processes import repeat
 from mbr_live.progress import tracked
+from mbr_live.sinks import BOUTS_SUFFIX, RUN_SUFFIX, read_run
 from mbr_live.types import MbrError
-from mbr_live.video.clips import CLIPS_FOLDER, clips_of, cut, is_recorded, recordings_in
+from mbr_live.video.clips import CLIPS_FOLDER, clips_of, cut, is_recorded, recorded_until, recordings_in
 
 FOLLOW_EVERY_S = 10.0
 
@@ -52,21 +53,39 @@ def follow_clips_program(config: Config) -> None:
     wanted = config.recording.clips
     if not wanted:
         raise MbrError("clips: the configuration names no behaviour. Set recording.clips, such as ['grooming'].")
-    damaged: set[Path] = set()  # said once each, and not read again
-    troubles = {camera.name: Trouble(_log, f"{camera.name}: clips") for camera in config.camera}
-    repeat(lambda: _cut_new(config, damaged, troubles), FOLLOW_EVERY_S)
+    repeat(Follower(config).cut_new, FOLLOW_EVERY_S)
 
 
-def _cut_new(config: Config, damaged: set[Path], troubles: Mapping[str, Trouble]) -> None:
-    settings = config.recording
-    for camera in config.camera:
-        if camera.record == "off":
-            continue
-        try:
-            clips = clips_of(config.out, camera.name, settings.clips, settings.pre_s, settings.post_s)
-            for path in cut(config.out, clips, config.out / CLIPS_FOLDER, damaged):
-                _log.info("%s", path)
-        except (MbrError, OSError) as error:
-            troubles[camera.name].is_now(str(error))
-        else:
-            troubles[camera.name].is_now("")
+class Follower:
+    """Cuts the clips of a running system."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._cameras = [camera.name for camera in config.camera if camera.record != "off"]
+        self._damaged: set[Path] = set()  # said once each, and not read again
+        self._seen: dict[str, tuple[float, int]] = {}  # what there was of a camera when all clips of it were cut
+        self._troubles = {name: Trouble(_log, f"{name}: clips") for name in self._cameras}
+
+    def cut_new(self) -> None:
+        """Cut what is missing of every camera; what keeps one from it keeps no other."""
+        for camera in self._cameras:
+            try:
+                self._cut(camera)
+            except (MbrError, OSError) as error:
+                self._troubles[camera].is_now(str(error))
+            else:
+                self._troubles[camera].is_now("")
+
+    def _cut(self, camera: str) -> None:
+        out, settings = self._config.out, self._config.recording
+        bouts = out / f"{camera}{BOUTS_SUFFIX}"
+        if not bouts.exists():
+            return
+        # Where nothing is new, the bouts of six weeks and their files are not gone through again every few seconds.
+        there = recorded_until(out, read_run(out / f"{camera}{RUN_SUFFIX}")), bouts.stat().st_size
+        if there == self._seen.get(camera):
+            return
+        clips = clips_of(out, camera, settings.clips, settings.pre_s, settings.post_s)
+        for path in cut(out, clips, out / CLIPS_FOLDER, self._damaged):
+            _log.info("%s", path)
+        self._seen[camera] = there
