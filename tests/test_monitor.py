@@ -200,6 +200,38 @@ def test_the_alarm_command_hears_that_a_camera_fell_silent_and_that_it_is_back(t
     assert (over["kind"], over["raised"]) == ("camera_silent", False) and over["at"] > raised_["at"]
 
 
+def test_a_monitor_that_is_killed_tells_nothing_twice_and_everything_to_the_end(tmp_path: Path) -> None:
+    """Who is told that a camera fell silent is told that it is back, whatever became of the monitor meanwhile."""
+    heard, script = tmp_path / "heard.jsonl", tmp_path / "tell.py"
+    script.write_text(f"import sys; open({str(heard)!r}, 'a').write(sys.stdin.read())")
+    config = system_config(tmp_path / "live", simulated("a"))
+    config.out.mkdir()
+    config = config.model_copy(
+        update={"monitor": Monitor(alarm_command=(sys.executable, str(script)), alarm_after_s=1)}
+    )
+
+    def told(state: str, number: int) -> None:
+        """So many alarms have been told when inference has said this for a while, and the monitor is killed."""
+        process, publisher = monitored(config, tmp_path)
+        with process, closing(publisher):
+            for second in range(100):
+                publisher.publish(system(camera(state)))
+                time.sleep(0.5)
+                if second >= 8 and len(heard.read_text().splitlines()) >= number:
+                    break
+            process.kill()
+
+    for state, number in (("live", 0), ("stale", 1), ("stale", 1), ("live", 2), ("live", 2)):
+        heard.touch()
+        told(state, number)
+    alarms = [json.loads(line) for line in heard.read_text().splitlines()]
+    assert [(each["kind"], each["raised"]) for each in alarms] == [("camera_silent", True), ("camera_silent", False)]
+    assert alarms[1]["lasted_s"] > alarms[0]["lasted_s"] + 4
+    (config.out / "alarms.json").write_text("{")
+    told("live", 2)
+    assert "alarms.json: cannot be read" in (tmp_path / "monitor.log").read_text()
+
+
 def test_an_alarm_command_that_cannot_be_run_does_not_end_the_monitor(tmp_path: Path) -> None:
     config = system_config(tmp_path / "live", simulated("a"))
     settings = Monitor(alarm_command=(str(tmp_path / "nothing"),), alarm_after_s=1.0)

@@ -5,7 +5,7 @@ A pure state machine; `mbr_live.monitoring.monitor` gives it the messages, the t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -43,6 +43,16 @@ class Alarm(BaseModel):
     raised: bool
     lasted_s: float  # how long it has been so, or was so
     text: str
+
+
+class Raised(BaseModel):
+    """An alarm that is raised, as it is kept for the next process that watches."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Kind
+    subject: str
+    since: float  # seconds since the epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +114,18 @@ def look(now_s: float, after_s: float, watch: Watch) -> tuple[list[Alarm], Watch
 def raised(watch: Watch) -> frozenset[tuple[Kind, str]]:
     """Kind and subject of every alarm that is raised."""
     return frozenset(condition for condition, now in watch.held.items() if now.raised)
+
+
+def to_keep(watch: Watch, now_s: float, date_s: float) -> list[Raised]:
+    """The alarms that are raised, for a process that watches later; `date_s` is the date at `now_s`."""
+    held = sorted(watch.held.items())
+    return [Raised(kind=kind, subject=of, since=date_s - now_s + at.since_s) for (kind, of), at in held if at.raised]
+
+
+def taken_up(kept: Iterable[Raised], now_s: float, date_s: float) -> Watch:
+    """The watch of a process that goes on: what is still wrong was told already; what is not will be told as over."""
+    held = {(each.kind, each.subject): _Held(each.since - date_s + now_s, now_s, raised=True) for each in kept}
+    return Watch(now_s, held=held)
 
 
 def _conditions(before: CameraStatus | None, now: CameraStatus) -> Iterator[Kind]:

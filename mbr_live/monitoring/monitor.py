@@ -9,21 +9,24 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, start_http_server
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mbr_live.config import Config, Monitor
 from mbr_live.keys import load_keys
-from mbr_live.monitoring.alarms import SILENT_AFTER_S, Alarm, Watch, hear, look, raised
+from mbr_live.monitoring.alarms import SILENT_AFTER_S, Alarm, Raised, hear, look, raised, taken_up, to_keep
 from mbr_live.monitoring.exposition import SystemMetrics
 from mbr_live.processes import notify, stop_signal
+from mbr_live.sinks import write_atomically
 from mbr_live.status import SystemStatus, parse_status
 from mbr_live.types import MbrError
 from mbr_live.wire import StatusSubscriber
 
 LOOK_EVERY_S = 0.5
 COMMAND_TIMEOUT_S = 30.0
+ALARMS_FILE = "alarms.json"
 MAX_WAITING = 100  # alarms that wait for the command; older ones go, and the log says so
 
 _log = logging.getLogger(__name__)
@@ -34,7 +37,7 @@ def monitor(config: Config) -> None:
     settings = config.monitor
     if settings is None:
         raise MbrError("monitor: the configuration has no [monitor] table. Add one with metrics_port or alarm_command.")
-    work = _Monitor(settings)
+    work = _Monitor(settings, config.out / ALARMS_FILE)
     with ExitStack() as stack:
         stack.callback(work.close)
         work.open()
@@ -48,10 +51,27 @@ def monitor(config: Config) -> None:
             work.look()
 
 
+class _Kept(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    raised: list[Raised]
+
+
+def _read(kept: Path) -> list[Raised]:
+    try:
+        return _Kept.model_validate_json(kept.read_text()).raised
+    except FileNotFoundError:
+        return []
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        _log.warning("%s: cannot be read (%s); alarms that are raised are told again", kept, str(error).splitlines()[0])
+        return []
+
+
 class _Monitor:
-    def __init__(self, settings: Monitor) -> None:
-        self._settings = settings
-        self._watch = Watch(time.monotonic())
+    def __init__(self, settings: Monitor, kept: Path) -> None:
+        """`kept`: where alarms that are raised are remembered, so that each is told once, and told to be over."""
+        self._settings, self._kept = settings, kept
+        self._watch = taken_up(_read(kept), time.monotonic(), time.time())
         self._voice = _Voice(settings.alarm_command) if settings.alarm_command else None
         self._close_server: Callable[[], None] | None = None
 
@@ -94,8 +114,17 @@ class _Monitor:
             _log.log(logging.ERROR if alarm.raised else logging.INFO, "%s", alarm.text)
             if self._voice:
                 self._voice.say(alarm)
+        if alarms:
+            self._keep()
         if self._voice:
             self._voice.go_on()
+
+    def _keep(self) -> None:
+        alarms = _Kept(raised=to_keep(self._watch, time.monotonic(), time.time()))
+        try:
+            write_atomically(self._kept, alarms.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            _log.warning("%s: cannot be written (%s); a restart would tell alarms again", self._kept, error.strerror)
 
     def _latest(self) -> tuple[SystemStatus | None, frozenset[tuple[str, str]]]:
         watch = self._watch
