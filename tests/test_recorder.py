@@ -243,6 +243,13 @@ def test_the_oldest_files_go_by_size_and_by_age(tmp_path: Path) -> None:
     same(list(Recording(tmp_path / "cage.frames.csv").frames("cage"))[:20], frames[30:])
 
 
+def test_the_newest_file_is_kept_though_it_is_larger_than_what_is_kept(tmp_path: Path) -> None:
+    """Else no clip could be cut from it, and nothing but the file that is being written would ever be there."""
+    record(tmp_path, films(range(35)), SHORT.model_copy(update={"keep_gb": 1e-6}), end=False)
+    assert [row.file for row in read_index(tmp_path / f"cage{INDEX_SUFFIX}")] == ["cage.20.mkv"]
+    assert [path.name for path in segments_of(tmp_path, "cage")] == ["cage.20.mkv", "cage.30.mkv.part"]
+
+
 def test_cameras_whose_names_begin_alike_do_not_meet(tmp_path: Path) -> None:
     record(tmp_path, films(range(5)))
     record(tmp_path, films(range(5), camera="cage.1"))

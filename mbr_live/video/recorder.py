@@ -173,7 +173,8 @@ class Recorder:
         self._note_index()
 
     def _delete_old(self, now_ns: int) -> None:
-        """Delete the oldest segments, beyond the age or the size that is kept.
+        """Delete the oldest segments, beyond the age or the size that is kept; the newest may be larger, for the clips
+        that are cut from it.
 
         Ages are by the time of the session, which does not follow a date that is set: a clock that is put right, or
         wrong, must not make a week of pictures old at once.
@@ -184,7 +185,8 @@ class Recorder:
             total += segment.bytes
             path = self._out / segment.file
             is_old = now_ns - segment.last_time_ns > keep_ns
-            if path.exists() and not is_old and total <= (self._settings.keep_gb or float("inf")) * _GB:
+            is_too_much = bool(kept) and total > (self._settings.keep_gb or float("inf")) * _GB
+            if path.exists() and not is_old and not is_too_much:
                 kept.append(segment)
             else:
                 path.unlink(missing_ok=True)
