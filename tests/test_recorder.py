@@ -157,6 +157,23 @@ def test_an_index_that_is_damaged_is_made_anew(found: str, tmp_path: Path) -> No
     same(list(Recording(tmp_path / "cage.frames.csv").frames("cage")), frames)
 
 
+@pytest.mark.parametrize("form", ["h264", "lossless"])
+def test_an_index_is_made_anew_without_reading_what_was_finished(tmp_path: Path, form: Form) -> None:
+    """Of weeks of pictures, that would take hours; one that a killed process left is read."""
+    record(tmp_path, films(range(26)), form=form)
+    record(tmp_path, films(range(26, 30)), form=form, end=False)
+    index = tmp_path / f"cage{INDEX_SUFFIX}"
+    record(tmp_path, films(range(30, 31)), form=form)  # takes up what was left
+    before = read_index(index)
+    whole = (tmp_path / "cage.10.mkv").read_bytes()
+    (tmp_path / "cage.10.mkv").write_bytes(whole[: len(whole) // 2])
+    index.unlink()
+    Recorder(tmp_path, "cage", form, SHORT).close()
+    found = read_index(index)
+    assert [row.first_frame for row in found] == [0, 10, 20, 26, 30]
+    assert [(row.file, row.last_frame) for row in found] == [(row.file, row.last_frame) for row in before]
+
+
 def test_a_segment_that_is_damaged_within_shifts_no_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What the disk lost is missing; what it kept is shown at its own time."""
     frames = films(range(120))

@@ -14,6 +14,8 @@ from pathlib import Path
 import av
 from av.video.stream import VideoStream
 
+from mbr_live.types import RATE_FPS
+
 SEGMENT_SUFFIX = ".mkv"
 INDEX_SUFFIX = ".segments.csv"
 _PART_SUFFIX = ".part"
@@ -62,8 +64,20 @@ def first_tick_of(segment: Path) -> int:
 
 
 def pictures_in(segment: Path) -> int:
-    """How many whole pictures a segment holds, without decoding them; 0 where it broke off before the first."""
-    return sum(1 for _ in _packets(segment))
+    """How many whole pictures a segment holds, without decoding them; 0 where it broke off before the first.
+
+    One that was finished says so in its header: to read all that was recorded in weeks would take hours.
+    """
+    return _promised(segment) or sum(1 for _ in _packets(segment))
+
+
+def _promised(segment: Path) -> int:
+    """How many pictures the header of a segment promises; 0 where it does not."""
+    try:
+        with av.open(str(segment)) as container:
+            return round((container.duration or 0) / av.time_base * RATE_FPS)
+    except (av.FFmpegError, OSError):
+        return 0  # where it breaks off is where it ends
 
 
 def is_empty(segment: Path) -> bool:
