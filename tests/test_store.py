@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -320,6 +320,14 @@ def test_a_damaged_log_keeps_no_other_out_of_the_store(
     database.dispose()
 
 
+def stored_in(file: Path) -> list[str]:
+    if not file.exists():
+        return []
+    with closing(sqlite3.connect(file)) as reader, suppress(sqlite3.OperationalError):
+        return [name for (name,) in reader.execute("SELECT recording FROM sessions")]
+    return []
+
+
 def test_a_database_that_comes_later_than_the_system_is_waited_for(tmp_path: Path, demo_bundle: Bundle) -> None:
     """As after a power cut, when all machines start together: the process goes on, and says once what is wrong."""
     folder, out = tmp_path / "mounted later", tmp_path / "live"
@@ -337,6 +345,9 @@ def test_a_database_that_comes_later_than_the_system_is_waited_for(tmp_path: Pat
     assert child.exit_code is None
     folder.mkdir()
     wait_for(lambda: "up to date again" in child.log.read_text(), "the store")
+    for file in folder.iterdir():  # to have it filled from the logs
+        file.unlink()
+    wait_for(lambda: "cage" in stored_in(folder / "mbr.sqlite"), "the store, filled anew")
     child.ask_to_stop()
     assert child.wait(10) and child.exit_code == 0
     assert child.log.read_text().count("cannot be used") == 1

@@ -63,15 +63,12 @@ class _Following:
 
     def __init__(self, out: Path, database: Engine) -> None:
         self._out, self._database = out, database
-        self._is_ready = False
         self._trouble = Trouble(_log, "store")
 
     def catch_up(self) -> None:
-        """Bring in what is new. MbrError for a database that no waiting will mend."""
+        """Bring in what is new, of all logs if the database is another now; MbrError for one that no waiting mends."""
         try:
-            if not self._is_ready:
-                make_ready(self._database)
-                self._is_ready = True
+            make_ready(self._database)
         except StoreAway as error:
             self._trouble.is_now(str(error))
             return

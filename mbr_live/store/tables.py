@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import URL, BigInteger, Engine, ForeignKey, Integer, create_engine, event, inspect, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.pool import NullPool
 
 from mbr_live.types import MbrError
 
@@ -166,7 +167,8 @@ def store_at(url: str) -> Engine:
             "~/.pgpass, or into the variable PGPASSWORD."
         )
     try:
-        database = create_engine(parsed)
+        # A connection for each call: one that is kept goes on with a file that somebody has deleted or replaced.
+        database = create_engine(parsed, poolclass=NullPool)
     except (ArgumentError, NoSuchModuleError, ModuleNotFoundError) as error:
         raise MbrError(f"store: {_shown(parsed)} cannot be used ({error}). Check its kind and driver.") from error
     if parsed.get_backend_name() == "sqlite":

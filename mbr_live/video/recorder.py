@@ -180,7 +180,8 @@ class Recorder:
         wrong, must not make a week of pictures old at once.
         """
         keep_ns = float("inf") if self._settings.keep_days is None else self._settings.keep_days * 86400e9
-        kept, total = [], 0
+        kept: list[Segment] = []
+        total = 0
         for segment in reversed(self._index):
             total += segment.bytes
             path = self._out / segment.file
