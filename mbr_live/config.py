@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mbr_live.label_segments import Rotation
 from mbr_live.mistakes import mistakes
 from mbr_live.names import CameraName
+from mbr_live.sinks.label_segments import Rotation
 from mbr_live.trigger_config import Output, Trigger, Watchdog, anchored_output, anchored_trigger, check_names
 from mbr_live.types import DEFAULT_ENGINE, EngineWish, MbrError
 

@@ -19,14 +19,14 @@ from mbr_live.batch.batch import Job, Replayed, run_job
 from mbr_live.bundle import load_bundle
 from mbr_live.config import DEMO_BUNDLE, Camera, ConditionName, Config, Simulated, Wire, load_config
 from mbr_live.engines.openvino_engine import OpenVinoEngine
-from mbr_live.label_log import LABELS_SUFFIX, LabelRow, read_labels
 from mbr_live.live.run import SYSTEM_FILE, run
 from mbr_live.monitoring.watch import watch
 from mbr_live.simulation.camera import Simulation
-from mbr_live.sinks import RUN_SUFFIX, read_run
+from mbr_live.sinks.label_log import LABELS_SUFFIX, LabelRow, read_labels
+from mbr_live.sinks.run_manifest import RUN_SUFFIX, read_run
 from mbr_live.types import RATE_FPS, UNKNOWN, MbrError
 from mbr_live.video.sources import JOURNAL_SUFFIX
-from mbr_live.wire import free_endpoint
+from mbr_live.wire.sockets import free_endpoint
 
 # Seeds whose first half minute shows both behaviours; the model was not trained on them.
 SCENES: tuple[tuple[ConditionName, int], ...] = (("box", 9219), ("clutter", 9318), ("dark", 9372))

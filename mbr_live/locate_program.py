@@ -9,9 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mbr_live.files import PART_SUFFIX
 from mbr_live.locks import held
 from mbr_live.progress import tracked
-from mbr_live.sinks import PART_SUFFIX
 from mbr_live.stages.locate import initial_state, locate
 from mbr_live.types import Image, MbrError, Sighting
 from mbr_live.video.sources import open_video, sampled

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Literal
 
 from mbr_live.config import DEMO_BUNDLE, Camera, Config, Simulated, VideoSource, Wire
-from mbr_live.label_log import LabelRow, read_labels
 from mbr_live.live.run import System
 from mbr_live.manifest import Manifest
-from mbr_live.sinks import BOUTS_HEADER, BoutFollower, bout_row
+from mbr_live.sinks.bouts import BOUTS_HEADER, BoutFollower, bout_row
+from mbr_live.sinks.label_log import LabelRow, read_labels
 from mbr_live.stages.decide import Bout
-from mbr_live.wire import free_endpoint
+from mbr_live.wire.sockets import free_endpoint
 
 PATIENCE_S = 120.0  # ends a wait for what never comes; how long anything takes on a busy machine is not tested
 

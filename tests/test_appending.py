@@ -16,13 +16,13 @@ from mbr_live.appending import Unwritable, WaitingRows, once_there_is_room
 from mbr_live.bundle import Bundle
 from mbr_live.cameras.errors import CameraLost
 from mbr_live.engines.openvino_engine import OpenVinoEngine
-from mbr_live.label_log import label_rows, read_labels
 from mbr_live.live.arrivals import Eye, RefusedFrame, SeenFrame
 from mbr_live.live.backlog import Backlog, Labelled
 from mbr_live.pipeline import Pipeline
-from mbr_live.sinks import SessionLog
+from mbr_live.sinks.label_log import label_rows, read_labels
+from mbr_live.sinks.session_log import SessionLog
 from mbr_live.types import UNKNOWN, Decision, MbrError, Status
-from mbr_live.wire import FrameHeader
+from mbr_live.wire.messages import FrameHeader
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from mbr_live.batch.program import batch_program
 from mbr_live.bundle import Bundle
 from mbr_live.config import DEMO_BUNDLE
 from mbr_live.engines.openvino_engine import OpenVinoEngine
-from mbr_live.sinks import RunManifest, SessionLog, read_run, write_run
+from mbr_live.sinks.run_manifest import RunManifest, read_run, write_run
+from mbr_live.sinks.session_log import SessionLog
 from mbr_live.types import TICK_NS, Decision, MbrError, SourceFrame, Status
 from mbr_live.video.sources import VideoFile
 

@@ -20,10 +20,10 @@ from mbr_live.cameras.arena import check_in_picture, find_arena, parse_arena
 from mbr_live.cameras.calibration import Circle, Polygon, load_calibration, load_reference, windows_px
 from mbr_live.cameras.log import read_events
 from mbr_live.config import DEMO_BUNDLE, Camera, VideoSource, load_config
-from mbr_live.label_log import read_labels
 from mbr_live.live.checks import LEAST_FREE_MB, free_space, start_checks
 from mbr_live.live.run import System
-from mbr_live.sinks import read_run
+from mbr_live.sinks.label_log import read_labels
+from mbr_live.sinks.run_manifest import read_run
 from mbr_live.types import Image, MbrError
 from mbr_live.video.sources import open_video, sampled
 

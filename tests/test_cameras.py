@@ -35,10 +35,10 @@ from mbr_live.cameras.live_camera import (
 )
 from mbr_live.cameras.log import CAMERA_LOG_HEADER, CameraLog, Outage, read_events, read_outages
 from mbr_live.config import BaslerCamera, Camera, Config, MjpegCamera, OpenCvCamera, RtspCamera
-from mbr_live.label_log import gap_ranges, read_labels
 from mbr_live.live.run import System
 from mbr_live.processes import Child
-from mbr_live.sinks import read_run
+from mbr_live.sinks.label_log import gap_ranges, read_labels
+from mbr_live.sinks.run_manifest import read_run
 from mbr_live.stages.sampler import SamplerState
 from mbr_live.types import MbrError
 from mbr_live.video.sources import Recording, read_journal

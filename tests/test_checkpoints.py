@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mbr_live import sinks
 from mbr_live.bundle import Bundle
-from mbr_live.label_log import gap_ranges, read_labels
-from mbr_live.label_segments import PERIOD_NS, closed_segments
 from mbr_live.manifest import Manifest
-from mbr_live.sinks import SessionLog
+from mbr_live.sinks import session_log
+from mbr_live.sinks.label_log import gap_ranges, read_labels
+from mbr_live.sinks.label_segments import PERIOD_NS, closed_segments
+from mbr_live.sinks.session_log import SessionLog
 from mbr_live.types import TICK_NS, UNKNOWN, Decision, MbrError, Status
 
 EVERY = 7  # rows per checkpoint
@@ -84,8 +84,8 @@ def test_going_on_from_a_checkpoint_is_going_on_from_the_rows(
     folder, twin, manifest = base / "folder", base / "twin", demo_bundle.manifest
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sinks, "ROWS_PER_CHECKPOINT", EVERY)
-        patch.setattr(sinks, "_ROWS_PER_WORD", 3 * EVERY)
+        patch.setattr(session_log, "ROWS_PER_CHECKPOINT", EVERY)
+        patch.setattr(session_log, "_ROWS_PER_WORD", 3 * EVERY)
         log = resume(folder, manifest, rotation)
         for number, (what, count, detail) in enumerate([*script, ("closed", 0, LABELS)]):
             if what == "frames":
@@ -153,7 +153,7 @@ def test_a_start_that_is_broken_off_is_not_for_nothing(
     """Of a session without a checkpoint: each try comes further, also where somebody kills what takes too long."""
     begun(tmp_path, demo_bundle.manifest, 1000)
     shutil.rmtree(tmp_path / KEPT)
-    monkeypatch.setattr(sinks, "_ROWS_PER_WORD", 100)
+    monkeypatch.setattr(session_log, "_ROWS_PER_WORD", 100)
     was = harm(tmp_path, 850)
     with pytest.raises(MbrError, match="is damaged"):
         resume(tmp_path, demo_bundle.manifest)
@@ -215,7 +215,7 @@ def test_systemd_hears_that_a_long_start_goes_on(
 ) -> None:
     begun(tmp_path, demo_bundle.manifest, 1000)
     shutil.rmtree(tmp_path / KEPT)
-    monkeypatch.setattr(sinks, "_ROWS_PER_WORD", 400)
+    monkeypatch.setattr(session_log, "_ROWS_PER_WORD", 400)
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
@@ -227,7 +227,7 @@ def test_systemd_hears_that_a_long_start_goes_on(
 def test_labels_do_not_wait_for_a_checkpoint_that_cannot_be_written(
     tmp_path: Path, demo_bundle: Bundle, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sinks, "ROWS_PER_CHECKPOINT", EVERY)
+    monkeypatch.setattr(session_log, "ROWS_PER_CHECKPOINT", EVERY)
     (tmp_path / KEPT / "part").mkdir(parents=True)
     begun(tmp_path, demo_bundle.manifest, 100)
     assert len(caplog.messages) == 1 and "a restart takes longer until it can" in caplog.text
@@ -239,7 +239,7 @@ def test_labels_do_not_wait_for_a_checkpoint_that_cannot_be_written(
 def test_what_is_kept_does_not_grow_with_the_session_and_may_vanish_from_under_it(
     tmp_path: Path, demo_bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sinks, "ROWS_PER_CHECKPOINT", 100)
+    monkeypatch.setattr(session_log, "ROWS_PER_CHECKPOINT", 100)
     log = resume(tmp_path, demo_bundle.manifest)
     sizes = []
     for index in range(3000):

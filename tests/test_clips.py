@@ -14,7 +14,8 @@ from live import mbr_live, played, simulated, system_config, wait_for
 
 from mbr_live.config import Recording as Settings
 from mbr_live.live.run import System
-from mbr_live.sinks import BOUTS_HEADER, RunManifest, read_run, write_run
+from mbr_live.sinks.bouts import BOUTS_HEADER
+from mbr_live.sinks.run_manifest import RunManifest, read_run, write_run
 from mbr_live.types import TICK_NS, Frame
 from mbr_live.video import clips_program
 from mbr_live.video.clips import Clip, clips_of, cut

@@ -12,11 +12,11 @@ from pathlib import Path
 from live import bouts_of, labelled, mbr_live, played, simulated, system_config, wait_for
 
 from mbr_live.bundle import Bundle
-from mbr_live.label_log import gap_ranges, read_labels
 from mbr_live.live.run import System
 from mbr_live.processes import Child
 from mbr_live.simulation.camera import record
-from mbr_live.sinks import read_run
+from mbr_live.sinks.label_log import gap_ranges, read_labels
+from mbr_live.sinks.run_manifest import read_run
 from mbr_live.video.sources import read_journal
 
 KILLS = 20

@@ -20,8 +20,8 @@ from mbr_live.datasets.recordings import RecordingSpec
 from mbr_live.datasets.splits import Fold, folds
 from mbr_live.evaluation.comparison import Truth
 from mbr_live.evaluation.metrics import Evaluation
-from mbr_live.label_log import read_labels
-from mbr_live.sinks import read_run
+from mbr_live.sinks.label_log import read_labels
+from mbr_live.sinks.run_manifest import read_run
 from mbr_live.training import crossvalidate as crossvalidation
 from mbr_live.training.crossvalidate import FoldRecord, crossvalidate
 from mbr_live.types import MbrError

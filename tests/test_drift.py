@@ -34,7 +34,7 @@ from mbr_live.manifest import CARD, REFERENCE, TEMPORAL  # noqa: E402
 from mbr_live.monitoring.watch_state import WatchedCamera  # noqa: E402
 from mbr_live.monitoring.watch_words import figures_of  # noqa: E402
 from mbr_live.pipeline import Pipeline, SightState  # noqa: E402
-from mbr_live.sinks import RunManifest, read_run  # noqa: E402
+from mbr_live.sinks.run_manifest import RunManifest, read_run  # noqa: E402
 from mbr_live.status import CameraStatus  # noqa: E402
 from mbr_live.training.train import train, train_on  # noqa: E402
 from mbr_live.types import Decision, MbrError, Status  # noqa: E402

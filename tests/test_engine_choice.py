@@ -18,7 +18,7 @@ from mbr_live.config import Config, load_config
 from mbr_live.engines import choice as engine_choice
 from mbr_live.engines.choice import Choice, Measured, candidates, choose, engine_of, fastest, kind_of, open_engine
 from mbr_live.live.infer import infer
-from mbr_live.sinks import read_run
+from mbr_live.sinks.run_manifest import read_run
 from mbr_live.types import EngineKind, EngineWish, MbrError
 
 

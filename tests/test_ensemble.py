@@ -24,8 +24,8 @@ from mbr_live.engines.torch_engine import TorchEngine  # noqa: E402
 from mbr_live.evaluation.comparison import LabelFolder  # noqa: E402
 from mbr_live.evaluation.evaluate import evaluate  # noqa: E402
 from mbr_live.evaluation.program import truths  # noqa: E402
-from mbr_live.label_log import read_labels  # noqa: E402
 from mbr_live.manifest import CARD, FEATURES, REFERENCE, TEMPORAL  # noqa: E402
+from mbr_live.sinks.label_log import read_labels  # noqa: E402
 from mbr_live.stages.kinematics import ALL, SHAPE, VERSION  # noqa: E402
 from mbr_live.training.ensemble import ensemble  # noqa: E402
 from mbr_live.training.merging import Weights, merge  # noqa: E402

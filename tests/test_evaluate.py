@@ -33,7 +33,7 @@ from mbr_live.evaluation.metrics import Evaluation, ModelScores
 from mbr_live.evaluation.program import evaluate_program, truths
 from mbr_live.evaluation.report import render
 from mbr_live.evaluation.scoring import Counts
-from mbr_live.sinks import RunManifest, write_run
+from mbr_live.sinks.run_manifest import RunManifest, write_run
 from mbr_live.stages.decide import BoutState, end_bout, follow_bout
 from mbr_live.types import UNKNOWN, MbrError
 from mbr_live.video.sources import VideoFile, pictures_at

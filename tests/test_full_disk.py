@@ -13,17 +13,18 @@ from mbr_live import appending
 from mbr_live.bundle import Bundle
 from mbr_live.config import Config
 from mbr_live.engines.protocol import Engine
-from mbr_live.label_log import read_labels
 from mbr_live.live.lane import Lane
 from mbr_live.live.run import System
 from mbr_live.pipeline import Pipeline
-from mbr_live.sinks import RunManifest, read_run
+from mbr_live.sinks.label_log import read_labels
+from mbr_live.sinks.run_manifest import RunManifest, read_run
 from mbr_live.status import CameraStatus, SystemStatus, parse_status
 from mbr_live.trigger_config import SerialOutput, Trigger, Watchdog
 from mbr_live.triggers.log import read_receipts
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 from mbr_live.video.sources import read_journal
-from mbr_live.wire import FrameHeader, StatusSubscriber, own_clock
+from mbr_live.wire.messages import FrameHeader, own_clock
+from mbr_live.wire.status import StatusSubscriber
 
 
 def fill(disk: Path) -> Path:

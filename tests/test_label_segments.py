@@ -19,10 +19,11 @@ from sqlalchemy.orm import Session
 from mbr_live.bundle import Bundle
 from mbr_live.cameras.session_clock import CLOCK_SUFFIX, _Kept
 from mbr_live.config import Labels
-from mbr_live.label_log import label_rows, last_frame, read_labels
-from mbr_live.label_segments import PERIOD_NS, closed_segments, first_frame_of, in_periods
+from mbr_live.files import cut_torn_row
 from mbr_live.live.run import System
-from mbr_live.sinks import SessionLog, cut_torn_row
+from mbr_live.sinks.label_log import label_rows, last_frame, read_labels
+from mbr_live.sinks.label_segments import PERIOD_NS, closed_segments, first_frame_of, in_periods
+from mbr_live.sinks.session_log import SessionLog
 from mbr_live.store import parquet
 from mbr_live.store.loading import store_folder
 from mbr_live.store.parquet import convert_folder, table_of, text_of

@@ -12,9 +12,9 @@ from conftest import ROOT
 from live import mbr_live
 
 from mbr_live.config import DEMO_BUNDLE, load_config
-from mbr_live.label_log import read_labels
 from mbr_live.live import latency_test as measuring
 from mbr_live.processes import EXIT_USER_ERROR
+from mbr_live.sinks.label_log import read_labels
 from mbr_live.triggers.log import STAGES, read_receipts
 from mbr_live.triggers.outputs.serial_ttl import CONFIRM_WITHIN_S
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox

@@ -22,12 +22,12 @@ from mbr_live.batch.batch import Job, Replayed, run_job  # noqa: E402
 from mbr_live.bundle import Bundle, check_live, load_bundle, write_bundle  # noqa: E402
 from mbr_live.engines.openvino_engine import OpenVinoEngine  # noqa: E402
 from mbr_live.engines.protocol import Crops, Floats, windows  # noqa: E402
-from mbr_live.label_log import LabelRow, read_labels  # noqa: E402
 from mbr_live.live.run import System  # noqa: E402
 from mbr_live.manifest import CARD, FEATURES, TEMPORAL  # noqa: E402
 from mbr_live.pipeline import Hindsight, Pipeline, Seen, SightState  # noqa: E402
 from mbr_live.simulation.camera import Simulation  # noqa: E402
-from mbr_live.sinks import read_run  # noqa: E402
+from mbr_live.sinks.label_log import LabelRow, read_labels  # noqa: E402
+from mbr_live.sinks.run_manifest import read_run  # noqa: E402
 from mbr_live.training.models import Trunk, TrunkConfig, export_onnx  # noqa: E402
 from mbr_live.training.preparation import stretches  # noqa: E402
 from mbr_live.training.temporal import (  # noqa: E402

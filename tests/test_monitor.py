@@ -29,7 +29,7 @@ from mbr_live.monitoring.watch import Dashboard, plain_lines
 from mbr_live.status import CameraStatus, OutputStatus, SystemStatus, passed_on
 from mbr_live.trigger_config import SerialOutput
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
-from mbr_live.wire import StatusPublisher
+from mbr_live.wire.status import StatusPublisher
 
 GRAFANA = Path(__file__).resolve().parent.parent / "docs" / "grafana"
 

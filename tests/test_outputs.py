@@ -50,7 +50,8 @@ from mbr_live.triggers.outputs.protocol import DeliveryError, TriggerMessage
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 from mbr_live.triggers.outputs.workers import Delivery, LineWorker
 from mbr_live.types import MbrError
-from mbr_live.wire import StatusSubscriber, free_endpoint
+from mbr_live.wire.sockets import free_endpoint
+from mbr_live.wire.status import StatusSubscriber
 
 
 def message(number: int = 1, edge: Any = "on", *, trigger: str = "stim") -> TriggerMessage:

@@ -9,9 +9,9 @@ import pytest
 from live import bouts_of, labelled, mbr_live, simulated, system_config, wait_for
 
 from mbr_live.bundle import Bundle
-from mbr_live.label_log import read_labels
 from mbr_live.live.run import System
-from mbr_live.sinks import read_run
+from mbr_live.sinks.label_log import read_labels
+from mbr_live.sinks.run_manifest import read_run
 
 OUTPUTS = (".labels.csv", ".bouts.csv")
 

@@ -34,7 +34,7 @@ from mbr_live.engines.tensorrt_api import NEEDED
 from mbr_live.engines.tensorrt_child import graph_for, layer_precisions
 from mbr_live.live.run import System
 from mbr_live.manifest import FEATURES
-from mbr_live.sinks import read_run
+from mbr_live.sinks.run_manifest import read_run
 from mbr_live.types import MbrError
 
 KEY = PlanKey(

@@ -15,9 +15,9 @@ from live import PATIENCE_S, labelled, mbr_live, simulated, system_config, wait_
 
 from mbr_live import __version__
 from mbr_live.demo import found
-from mbr_live.label_log import LabelRow, last_frame, read_labels
 from mbr_live.live.run import System
-from mbr_live.sinks import read_run
+from mbr_live.sinks.label_log import LabelRow, last_frame, read_labels
+from mbr_live.sinks.run_manifest import read_run
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

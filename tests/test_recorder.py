@@ -15,10 +15,10 @@ import pytest
 from live import labelled, mbr_live, simulated, system_config, wait_for
 
 from mbr_live import config
-from mbr_live.label_log import read_labels
 from mbr_live.live.capture import Journal
 from mbr_live.live.run import System
-from mbr_live.sinks import read_run
+from mbr_live.sinks.label_log import read_labels
+from mbr_live.sinks.run_manifest import read_run
 from mbr_live.types import Frame, MbrError
 from mbr_live.video.recorder import Form, Recorder
 from mbr_live.video.segments import INDEX_SUFFIX, Segment, part_of, read_index, segments_of

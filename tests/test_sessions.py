@@ -15,6 +15,7 @@ from live import simulated, system_config
 
 from mbr_live.bundle import Bundle, load_bundle
 from mbr_live.config import Config
+from mbr_live.files import write_atomically
 from mbr_live.holding import held
 from mbr_live.live import checks
 from mbr_live.live.capture import capture
@@ -22,11 +23,11 @@ from mbr_live.live.checks import Level, recorded_engine, start_checks
 from mbr_live.live.infer import infer
 from mbr_live.live.lane import Lane
 from mbr_live.pipeline import Pipeline
-from mbr_live.sinks import RunManifest, read_run, write_atomically, write_run
+from mbr_live.sinks.run_manifest import RunManifest, read_run, write_run
 from mbr_live.trigger_config import Trigger
 from mbr_live.triggers.output import output
 from mbr_live.types import TICK_NS, Decision, MbrError, Status
-from mbr_live.wire import CaptureCounts, Heartbeat
+from mbr_live.wire.messages import CaptureCounts, Heartbeat
 
 
 def lane_of(config: Config, bundle: Bundle) -> Lane:

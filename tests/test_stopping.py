@@ -15,10 +15,12 @@ from live import PATIENCE_S, simulated, system_config
 
 from mbr_live.config import Config
 from mbr_live.live import infer as inference
-from mbr_live.sinks import read_run
+from mbr_live.sinks.run_manifest import read_run
 from mbr_live.status import SystemStatus, parse_status
 from mbr_live.types import TICK_NS, Frame
-from mbr_live.wire import CameraReport, CaptureCounts, FrameSender, StatusSubscriber
+from mbr_live.wire.frames import FrameSender
+from mbr_live.wire.messages import CameraReport, CaptureCounts
+from mbr_live.wire.status import StatusSubscriber
 
 MOST_S = PATIENCE_S  # until a capture gives up that no inference could outlive
 

@@ -28,10 +28,11 @@ from trigger_rig import Labels, listening, outcomes, output_process, receipts, r
 from mbr_live.bundle import Bundle, load_bundle
 from mbr_live.cameras.log import CameraLog
 from mbr_live.config import DEMO_BUNDLE, Store
-from mbr_live.label_log import read_labels
 from mbr_live.live.run import System
 from mbr_live.processes import Child
-from mbr_live.sinks import RunManifest, SessionLog, write_run
+from mbr_live.sinks.label_log import read_labels
+from mbr_live.sinks.run_manifest import RunManifest, write_run
+from mbr_live.sinks.session_log import SessionLog
 from mbr_live.store.loading import store_folder
 from mbr_live.store.tables import (
     AlarmRow,

@@ -24,14 +24,17 @@ from mbr_live.batch.batch import Job, run_job
 from mbr_live.bundle import Bundle
 from mbr_live.config import Camera, Config, Simulated, Wire
 from mbr_live.engines.openvino_engine import OpenVinoEngine
-from mbr_live.label_log import label_header, label_rows
 from mbr_live.live.arrivals import MAX_JUMP_TICKS, Eye, RefusedFrame, SeenFrame
 from mbr_live.pipeline import LaneState, Pipeline, Seen
 from mbr_live.simulation.camera import Simulation
-from mbr_live.sinks import read_run
+from mbr_live.sinks.label_log import label_header, label_rows
+from mbr_live.sinks.run_manifest import read_run
 from mbr_live.types import TICK_NS, Decision, Frame
 from mbr_live.video.sources import VideoFile, sampled
-from mbr_live.wire import CaptureCounts, End, FrameHeader, FrameSender, StatusSubscriber, free_endpoint, own_clock
+from mbr_live.wire.frames import FrameSender
+from mbr_live.wire.messages import CaptureCounts, End, FrameHeader, own_clock
+from mbr_live.wire.sockets import free_endpoint
+from mbr_live.wire.status import StatusSubscriber
 
 WINDOW_PX = 160
 FRAMES = 34  # the warm-up of the demo bundle takes 20

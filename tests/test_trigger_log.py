@@ -17,7 +17,7 @@ from test_triggers import ONSET, WHILE, play, rows, rules
 
 from mbr_live.bundle import Bundle
 from mbr_live.manifest import Manifest
-from mbr_live.sinks import SessionLog
+from mbr_live.sinks.session_log import SessionLog
 from mbr_live.triggers.log import HEADER, Summary, TriggerLog, open_log, read_receipts, read_yoked
 from mbr_live.triggers.machine import Action, TriggerRule
 from mbr_live.triggers.outputs.workers import Delivery

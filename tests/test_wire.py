@@ -24,21 +24,10 @@ from mbr_live.keys import load_keys, make_keys
 from mbr_live.live.run import System
 from mbr_live.status import SystemStatus, parse_status
 from mbr_live.types import Frame, MbrError
-from mbr_live.wire import (
-    QUEUE_FRAMES,
-    BadMessage,
-    CaptureCounts,
-    End,
-    FrameHeader,
-    FrameReceiver,
-    FrameSender,
-    Heartbeat,
-    StatusPublisher,
-    StatusSubscriber,
-    frame_of,
-    free_endpoint,
-    parse,
-)
+from mbr_live.wire.frames import QUEUE_FRAMES, FrameReceiver, FrameSender
+from mbr_live.wire.messages import BadMessage, CaptureCounts, End, FrameHeader, Heartbeat, frame_of, parse
+from mbr_live.wire.sockets import free_endpoint
+from mbr_live.wire.status import StatusPublisher, StatusSubscriber
 
 GOOD = FrameHeader(
     camera="cage", session="0123456789abcdef", seq=0, index=0, source_frame=0, time_ns=0, origin_ns=0, captured_ns=0,
@@ -276,7 +265,7 @@ FILLS_THE_QUEUE = """
 import sys, time
 import numpy as np
 from mbr_live.types import Frame
-from mbr_live.wire import FrameSender
+from mbr_live.wire.frames import FrameSender
 
 sender, sent, refused_s = FrameSender(sys.argv[1], "a", "a session"), 0, 0.0
 while sent < 20 or refused_s < 1.0:  # until nothing is taken any more for a second
@@ -291,7 +280,8 @@ time.sleep(60)
 
 IS_BUSY_MEANWHILE = """
 import subprocess, sys, time
-from mbr_live.wire import FrameReceiver, free_endpoint
+from mbr_live.wire.frames import FrameReceiver
+from mbr_live.wire.sockets import free_endpoint
 
 endpoint, received = free_endpoint(), 0
 receiver = FrameReceiver(endpoint)

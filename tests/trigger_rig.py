@@ -12,12 +12,13 @@ from typing import Any
 from live import PATIENCE_S, system_config, wait_for
 
 from mbr_live.config import Camera, Config, Simulated
-from mbr_live.label_log import LABELS_SUFFIX
 from mbr_live.processes import Child
+from mbr_live.sinks.label_log import LABELS_SUFFIX
 from mbr_live.status import LabelMessage, read_output_status
 from mbr_live.trigger_config import AnyOutput, Trigger, Watchdog
 from mbr_live.triggers.log import TRIGGERS_SUFFIX, read_receipts
-from mbr_live.wire import StatusPublisher, own_clock
+from mbr_live.wire.messages import own_clock
+from mbr_live.wire.status import StatusPublisher
 
 NO_ROW = 9  # in a script: nothing comes for one tick
 CAMERA = Camera(name="cage", source=Simulated(kind="simulated"))

@@ -41,11 +41,14 @@ from rich.progress import track
 from rich.table import Table
 
 from mbr_live.config import DEMO_BUNDLE, Config, load_config
-from mbr_live.label_log import LABELS_SUFFIX, read_labels
 from mbr_live.live.lane import TIMINGS_SUFFIX
 from mbr_live.simulation.camera import Simulation
+from mbr_live.sinks.label_log import LABELS_SUFFIX, read_labels
 from mbr_live.types import RATE_FPS, TICK_NS, Frame, Status
-from mbr_live.wire import CaptureCounts, FrameSender, StatusSubscriber, free_endpoint
+from mbr_live.wire.frames import FrameSender
+from mbr_live.wire.messages import CaptureCounts
+from mbr_live.wire.sockets import free_endpoint
+from mbr_live.wire.status import StatusSubscriber
 
 SETTLE_S = 12.0  # until every crop window has settled
 START_S = 1.0  # for all senders to be waiting for their first tick

@@ -18,11 +18,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mbr_live.config import DEMO_BUNDLE, Camera, Config, Simulated, Wire
-from mbr_live.label_log import LABELS_SUFFIX, read_labels
 from mbr_live.live.lane import TIMINGS_SUFFIX
 from mbr_live.live.run import run
+from mbr_live.sinks.label_log import LABELS_SUFFIX, read_labels
 from mbr_live.types import RATE_FPS, Status
-from mbr_live.wire import free_endpoint
+from mbr_live.wire.sockets import free_endpoint
 
 START_S = 20
 

@@ -29,10 +29,10 @@ from rich.progress import track  # noqa: E402
 
 from mbr_live.cameras.log import read_outages  # noqa: E402
 from mbr_live.config import Camera, RtspCamera  # noqa: E402
-from mbr_live.label_log import gap_ranges, read_labels  # noqa: E402
 from mbr_live.live.run import System  # noqa: E402
+from mbr_live.sinks.label_log import gap_ranges, read_labels  # noqa: E402
 from mbr_live.status import LabelMessage, parse_status  # noqa: E402
-from mbr_live.wire import StatusSubscriber  # noqa: E402
+from mbr_live.wire.status import StatusSubscriber  # noqa: E402
 
 KINDS = ("killed", "stands still", "half-open")
 CUT_S = (2.5, 8.0)  # longer than the watchdog waits, so that each is an outage

@@ -23,7 +23,8 @@ from mbr_live.monitoring.watch import Dashboard
 from mbr_live.status import SystemStatus, parse_status
 from mbr_live.trigger_config import SerialOutput, Trigger
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
-from mbr_live.wire import StatusSubscriber, free_endpoint
+from mbr_live.wire.sockets import free_endpoint
+from mbr_live.wire.status import StatusSubscriber
 
 SHOWN_OUT = "runs/demo"  # in place of the temporary folder
 # Fonts of the reader's machine only: a picture in a README must not load anything.

@@ -21,7 +21,7 @@ from mbr_live.config import DEMO_BUNDLE
 from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.pipeline import Pipeline
 from mbr_live.simulation.camera import Simulation
-from mbr_live.sinks import SessionLog
+from mbr_live.sinks.session_log import SessionLog
 from mbr_live.types import TICK_NS, Frame, Image
 
 LOOP_FRAMES = 600

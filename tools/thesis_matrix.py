@@ -36,7 +36,7 @@ from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.evaluation.comparison import LabelFolder
 from mbr_live.evaluation.metrics import BinaryScores, Evaluation
 from mbr_live.evaluation.program import truths, write_report
-from mbr_live.sinks import write_atomically
+from mbr_live.files import write_atomically
 from mbr_live.training.train import train
 
 CONDITIONS = {"box": 17, "clutter": 5, "dark": 2}

@@ -18,12 +18,15 @@ from mbr_live.ahead import Ahead
 from mbr_live.bundle import Bundle
 from mbr_live.drift import Drift, Glance, glance_at, reference_of
 from mbr_live.engines.protocol import Engine
-from mbr_live.label_log import LABELS_SUFFIX, gap_ranges, read_labels
-from mbr_live.label_segments import closed_segments, segment_folder
+from mbr_live.files import PART_SUFFIX
 from mbr_live.locks import held
 from mbr_live.pipeline import Features, Hindsight, LaneState, Pipeline, Seen, SightState
 from mbr_live.places import writing_into
-from mbr_live.sinks import BOUTS_SUFFIX, PART_SUFFIX, RUN_SUFFIX, RunManifest, SessionLog, read_run, versions, write_run
+from mbr_live.sinks.bouts import BOUTS_SUFFIX
+from mbr_live.sinks.label_log import LABELS_SUFFIX, gap_ranges, read_labels
+from mbr_live.sinks.label_segments import closed_segments, segment_folder
+from mbr_live.sinks.run_manifest import RUN_SUFFIX, RunManifest, read_run, versions, write_run
+from mbr_live.sinks.session_log import SessionLog
 from mbr_live.types import Decision, Frame, MbrError, SourceFrame
 from mbr_live.video.sources import JOURNAL_SUFFIX, JoinedFiles, Recording, Source, VideoFile, sampled
 

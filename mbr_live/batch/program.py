@@ -20,7 +20,7 @@ from mbr_live.bundle import load_bundle
 from mbr_live.engines.choice import cores, kind_of
 from mbr_live.places import check_writable
 from mbr_live.progress import bars
-from mbr_live.sinks import RunManifest, read_run
+from mbr_live.sinks.run_manifest import RunManifest, read_run
 from mbr_live.types import DEFAULT_ENGINE, EngineWish, MbrError
 
 EXIT_SOME_FAILED = 1

@@ -14,7 +14,7 @@ from mbr_live.bundle import Bundle
 from mbr_live.engines.choice import open_engine
 from mbr_live.engines.protocol import Engine
 from mbr_live.jobs import Ended, Failed, Far, Killed, Told, done_apart, outcome
-from mbr_live.sinks import RunManifest
+from mbr_live.sinks.run_manifest import RunManifest
 from mbr_live.types import DEFAULT_ENGINE, EngineKind, EngineWish, MbrError
 
 _TELL_EVERY_FRAMES = 50  # telling must not slow the labelling down

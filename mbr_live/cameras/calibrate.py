@@ -27,8 +27,8 @@ from mbr_live.cameras.health import make_reference
 from mbr_live.cameras.live_camera import LiveCamera
 from mbr_live.cameras.log import CameraLog
 from mbr_live.config import Camera, Config
+from mbr_live.files import write_atomically
 from mbr_live.progress import tracked
-from mbr_live.sinks import write_atomically
 from mbr_live.stages import locate
 from mbr_live.stages.blindness import BlindState, is_blind
 from mbr_live.types import NOT_FOUND, RATE_FPS, Image, MbrError, Sighting

@@ -22,7 +22,7 @@ from mbr_live.cameras.reader import Chosen, Passed, Reader, SourceEnded, both
 from mbr_live.config import Camera, VideoSource
 from mbr_live.stages.sampler import SamplerState
 from mbr_live.types import RATE_FPS
-from mbr_live.wire import MAX_DETAIL, CameraReport, check_size
+from mbr_live.wire.messages import MAX_DETAIL, CameraReport, check_size
 
 FIRST_FRAME_WITHIN_S = 15.0  # of opening: some cameras send a picture to begin with only every ten seconds
 CLOSE_WITHIN_S = 1.5

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mbr_live.appending import WaitingRows
 from mbr_live.cameras.errors import Cause
-from mbr_live.sinks import cut_torn_row
+from mbr_live.files import cut_torn_row
 from mbr_live.types import MbrError
 
 CAMERA_LOG_SUFFIX = ".camera.csv"

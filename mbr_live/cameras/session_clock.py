@@ -12,8 +12,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mbr_live.cameras.clocks import EpochClock
-from mbr_live.sinks import write_atomically
-from mbr_live.wire import own_clock
+from mbr_live.files import write_atomically
+from mbr_live.wire.messages import own_clock
 
 CLOCK_SUFFIX = ".clock.json"
 

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mbr_live.annotation.marks import Annotations, Marks
-from mbr_live.label_log import LABELS_SUFFIX, logged_behaviours, read_labels
-from mbr_live.sinks import RUN_SUFFIX, RunManifest, read_run
+from mbr_live.sinks.label_log import LABELS_SUFFIX, logged_behaviours, read_labels
+from mbr_live.sinks.run_manifest import RUN_SUFFIX, RunManifest, read_run
 from mbr_live.types import CROP_PX, RATE_FPS, UNKNOWN, MbrError
 
 _USUAL_GAP_FRAMES = RATE_FPS // 2  # of a log whose run does not say it

@@ -15,8 +15,8 @@ from mbr_live.evaluation.comparison import LabelFolder, Truth
 from mbr_live.evaluation.evaluate import evaluate
 from mbr_live.evaluation.metrics import Evaluation
 from mbr_live.evaluation.report import render
+from mbr_live.files import write_atomically
 from mbr_live.places import check_writable
-from mbr_live.sinks import write_atomically
 from mbr_live.types import MbrError
 
 _FILE_WIDTH = 120  # of tables that go to a file

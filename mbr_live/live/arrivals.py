@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from mbr_live.drift import Glance, glance_at
 from mbr_live.pipeline import Pipeline, Seen, SightState
 from mbr_live.types import RATE_FPS
-from mbr_live.wire import BadMessage, End, FrameHeader, FrameReceiver, Header, Heartbeat, frame_of
+from mbr_live.wire.frames import FrameReceiver
+from mbr_live.wire.messages import BadMessage, End, FrameHeader, Header, Heartbeat, frame_of
 
 MAX_JUMP_TICKS = 7 * 24 * 3600 * RATE_FPS  # a longer outage is a new session, and a larger number a damaged header
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mbr_live.appending import MOST_WAITING, RETRY_S, Unwritable
 from mbr_live.types import Decision
-from mbr_live.wire import FrameHeader
+from mbr_live.wire.messages import FrameHeader
 
 _log = logging.getLogger(__name__)
 

@@ -22,16 +22,17 @@ from mbr_live.cameras.log import CAMERA_LOG_SUFFIX, CameraLog
 from mbr_live.cameras.reader import Chosen, Passed
 from mbr_live.cameras.session_clock import SessionClock
 from mbr_live.config import Camera, Config, Loss
+from mbr_live.files import cut_torn_row
 from mbr_live.holding import capture_of, held
 from mbr_live.keys import load_keys
 from mbr_live.processes import begin_afresh, end_now, notify, stop_signal
-from mbr_live.sinks import cut_torn_row
 from mbr_live.stages.blindness import BlindState, is_blind
 from mbr_live.stages.sampler import SamplerState
 from mbr_live.types import Frame
 from mbr_live.video.recorder import Recorder
 from mbr_live.video.sources import JOURNAL_HEADER, JOURNAL_SUFFIX, journal_ends
-from mbr_live.wire import CaptureCounts, FrameSender
+from mbr_live.wire.frames import FrameSender
+from mbr_live.wire.messages import CaptureCounts
 
 HEARTBEAT_S = 1.0
 _LOOK_EVERY_S = 0.1  # whether to stop, and whether a heartbeat is due

@@ -34,13 +34,14 @@ from mbr_live.engines.choice import kind_of, open_engine
 from mbr_live.engines.parity import one_frame, timed_s
 from mbr_live.holding import INFERENCE, OUTPUT, capture_of, refuse_held
 from mbr_live.keys import load_keys
-from mbr_live.label_log import LABELS_SUFFIX, last_frame
 from mbr_live.places import writable
-from mbr_live.sinks import RUN_SUFFIX, left_run
+from mbr_live.sinks.label_log import LABELS_SUFFIX, last_frame
+from mbr_live.sinks.run_manifest import RUN_SUFFIX, left_run
 from mbr_live.triggers.output import check_outputs
 from mbr_live.types import RATE_FPS, EngineKind, MbrError
 from mbr_live.video.sources import JOURNAL_SUFFIX
-from mbr_live.wire import FrameReceiver, StatusPublisher
+from mbr_live.wire.frames import FrameReceiver
+from mbr_live.wire.status import StatusPublisher
 
 LEAST_FREE_MB, FEW_FREE_MB = 100.0, 5000.0
 SLOW_DISK_MB_PER_S = 20.0

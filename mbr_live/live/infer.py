@@ -34,10 +34,12 @@ from mbr_live.live.checks import live_bundle, recorded_engine
 from mbr_live.live.lane import Lane, Timing
 from mbr_live.pipeline import Features, Pipeline
 from mbr_live.processes import Stop, notify, stop_signal
-from mbr_live.sinks import RunManifest, versions
+from mbr_live.sinks.run_manifest import RunManifest, versions
 from mbr_live.status import LabelMessage, OutputStatus, SystemStatus, passed_on, read_output_status
 from mbr_live.types import Decision, Status
-from mbr_live.wire import BadMessage, End, FrameReceiver, Header, Heartbeat, StatusPublisher, own_clock
+from mbr_live.wire.frames import FrameReceiver
+from mbr_live.wire.messages import BadMessage, End, Header, Heartbeat, own_clock
+from mbr_live.wire.status import StatusPublisher
 
 STATUS_EVERY_S = 1.0
 DRAIN_S = 2.0  # after a stop: how long no frame must come before cameras that said no end are given up

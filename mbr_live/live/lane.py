@@ -14,15 +14,17 @@ from typing import NamedTuple
 from mbr_live.appending import Unwritable, WaitingRows
 from mbr_live.config import Camera, Config
 from mbr_live.drift import MEMORY_FRAMES, Drift, Glance, Reference
-from mbr_live.label_log import LABELS_SUFFIX
 from mbr_live.latency import LatencyHistogram
 from mbr_live.live.arrivals import MAX_JUMP_TICKS
 from mbr_live.live.backlog import Backlog
 from mbr_live.pipeline import LaneState, Pipeline
-from mbr_live.sinks import BOUTS_SUFFIX, RUN_SUFFIX, RunManifest, SessionLog, left_run, write_run
+from mbr_live.sinks.bouts import BOUTS_SUFFIX
+from mbr_live.sinks.label_log import LABELS_SUFFIX
+from mbr_live.sinks.run_manifest import RUN_SUFFIX, RunManifest, left_run, write_run
+from mbr_live.sinks.session_log import SessionLog
 from mbr_live.status import CameraStatus, Liveness
 from mbr_live.types import RATE_FPS, Decision, MbrError
-from mbr_live.wire import CameraReport, End, FrameHeader, Heartbeat, own_clock
+from mbr_live.wire.messages import CameraReport, End, FrameHeader, Heartbeat, own_clock
 
 TIMINGS_SUFFIX = ".timings.csv"
 TIMINGS_HEADER = "frame,capture_to_receive_ms,capture_to_label_ms"

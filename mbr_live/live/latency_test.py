@@ -27,7 +27,8 @@ from mbr_live.trigger_config import Line, SerialOutput, Trigger, Yoked
 from mbr_live.triggers.log import HEADER, STAGES, SUMMARY_SUFFIX, TRIGGERS_SUFFIX, read_receipts
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 from mbr_live.types import RATE_FPS, TICK_NS, MbrError, Status
-from mbr_live.wire import StatusSubscriber, free_endpoint
+from mbr_live.wire.sockets import free_endpoint
+from mbr_live.wire.status import StatusSubscriber
 
 EVERY_FRAMES = 3
 PULSE_S = 0.02

@@ -15,15 +15,16 @@ from pathlib import Path
 from mbr_live.bundle import check_live, load_bundle
 from mbr_live.config import Camera, Config, Loss, VideoSource, Wire
 from mbr_live.keys import load_keys
-from mbr_live.label_log import LABELS_SUFFIX
 from mbr_live.live.checks import refuse_errors, start_checks
 from mbr_live.names import camera_name
 from mbr_live.processes import RESTARTS_PER_MINUTE, Child, Stop, stop_all, stop_signal
+from mbr_live.sinks.label_log import LABELS_SUFFIX
 from mbr_live.status import OUTPUT_STATUS_FILE, read_output_status
 from mbr_live.triggers.rules import trigger_rules
 from mbr_live.types import MbrError
 from mbr_live.video.sources import VideoFile
-from mbr_live.wire import StatusSubscriber, free_endpoint
+from mbr_live.wire.sockets import free_endpoint
+from mbr_live.wire.status import StatusSubscriber
 
 SYSTEM_FILE = "system.json"  # the configuration as the processes read it
 READY_WITHIN_S = 60.0

@@ -15,14 +15,14 @@ from prometheus_client import CollectorRegistry, start_http_server
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mbr_live.config import Config, Monitor
+from mbr_live.files import write_atomically
 from mbr_live.keys import load_keys
 from mbr_live.monitoring.alarms import SILENT_AFTER_S, Alarm, Raised, hear, look, raised, taken_up, to_keep
 from mbr_live.monitoring.exposition import SystemMetrics
 from mbr_live.processes import notify, stop_signal
-from mbr_live.sinks import write_atomically
 from mbr_live.status import SystemStatus, parse_status
 from mbr_live.types import MbrError
-from mbr_live.wire import StatusSubscriber
+from mbr_live.wire.status import StatusSubscriber
 
 LOOK_EVERY_S = 0.5
 COMMAND_TIMEOUT_S = 30.0

@@ -11,7 +11,7 @@ from mbr_live.keys import load_keys
 from mbr_live.monitoring.watch import Dashboard, plain_lines
 from mbr_live.status import SystemStatus, parse_status
 from mbr_live.types import MbrError
-from mbr_live.wire import StatusSubscriber
+from mbr_live.wire.status import StatusSubscriber
 
 WITHIN_S = 3.0  # inference speaks once a second
 

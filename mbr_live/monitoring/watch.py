@@ -29,7 +29,7 @@ from mbr_live.monitoring.watch_words import (
 )
 from mbr_live.status import StatusMessage, parse_status
 from mbr_live.types import RATE_FPS
-from mbr_live.wire import StatusSubscriber
+from mbr_live.wire.status import StatusSubscriber
 
 UPDATE_S = 0.22
 PLAIN_EVERY_S = 5.0

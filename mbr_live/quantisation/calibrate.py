@@ -25,10 +25,10 @@ from mbr_live.engines.choice import engine_of
 from mbr_live.engines.parity import parity
 from mbr_live.engines.protocol import Engine
 from mbr_live.evaluation.scoring import average_precision
+from mbr_live.files import write_atomically
 from mbr_live.manifest import CARD, FEATURES, FEATURES_INT8, Int8Card
 from mbr_live.pipeline import Hindsight, Pipeline
 from mbr_live.quantisation.graph import quantised
-from mbr_live.sinks import write_atomically
 from mbr_live.types import UNKNOWN, Decision, Image, MbrError, Status
 from mbr_live.video.sources import JoinedFiles, VideoFile, sampled
 

@@ -18,7 +18,7 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.orm import Session
 
 from mbr_live.cameras.log import CAMERA_LOG_SUFFIX, Event, read_events, read_outages
-from mbr_live.sinks import RunManifest
+from mbr_live.sinks.run_manifest import RunManifest
 from mbr_live.store.tables import AlarmRow, Base, LatencyRow, OutageRow, ReceiptRow, SessionRow
 from mbr_live.triggers.log import COLUMNS, SUMMARY_SUFFIX, TRIGGERS_SUFFIX, Summary, read_receipts
 from mbr_live.types import MbrError

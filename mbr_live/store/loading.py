@@ -16,8 +16,9 @@ from pathlib import Path
 from sqlalchemy import Engine, delete, insert, select
 from sqlalchemy.orm import Session
 
-from mbr_live.label_log import LABELS_SUFFIX, LabelRow, logged_behaviours, read_labels
-from mbr_live.sinks import BOUTS_HEADER, BOUTS_SUFFIX, RUN_SUFFIX, RunManifest, read_run
+from mbr_live.sinks.bouts import BOUTS_HEADER, BOUTS_SUFFIX
+from mbr_live.sinks.label_log import LABELS_SUFFIX, LabelRow, logged_behaviours, read_labels
+from mbr_live.sinks.run_manifest import RUN_SUFFIX, RunManifest, read_run
 from mbr_live.store.events import take_events
 from mbr_live.store.tables import BoutRow, SessionRow, TotalRow, UnknownRow
 from mbr_live.types import UNKNOWN, MbrError, Status

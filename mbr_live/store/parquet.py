@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mbr_live.label_segments import segments_in
+from mbr_live.sinks.label_segments import segments_in
 from mbr_live.types import MbrError
 
 PARQUET_SUFFIX = ".parquet"

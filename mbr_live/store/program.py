@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from mbr_live.config import Config
 from mbr_live.logs import Trouble
 from mbr_live.processes import repeat
-from mbr_live.sinks import RUN_SUFFIX
+from mbr_live.sinks.run_manifest import RUN_SUFFIX
 from mbr_live.store.loading import store_folder
 from mbr_live.store.tables import StoreAway, make_ready, open_store, store_at
 from mbr_live.types import MbrError

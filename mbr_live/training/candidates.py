@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from mbr_live.datasets.dataset import Dataset, read_dataset
 from mbr_live.datasets.search_space import TUNABLE, TuneSettings, Values, with_values
 from mbr_live.datasets.settings import Unfit
+from mbr_live.files import write_atomically
 from mbr_live.mistakes import mistakes
-from mbr_live.sinks import write_atomically
 from mbr_live.types import MbrError
 
 

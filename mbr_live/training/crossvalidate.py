@@ -33,9 +33,10 @@ from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.evaluation.comparison import LabelFolder, Truth
 from mbr_live.evaluation.metrics import BinaryScores, Evaluation
 from mbr_live.evaluation.program import truth_of, write_report
-from mbr_live.label_log import LABELS_SUFFIX
+from mbr_live.files import write_atomically
 from mbr_live.progress import bars
-from mbr_live.sinks import RUN_SUFFIX, read_run, write_atomically
+from mbr_live.sinks.label_log import LABELS_SUFFIX
+from mbr_live.sinks.run_manifest import RUN_SUFFIX, read_run
 from mbr_live.training.extractors import file_hash
 from mbr_live.training.train import train_on
 from mbr_live.types import UNKNOWN, MbrError

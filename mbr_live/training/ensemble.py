@@ -25,10 +25,10 @@ from mbr_live.datasets.dataset import Dataset, Progress, cache_folder, read_data
 from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.evaluation.comparison import Compared, Truth, compare
 from mbr_live.evaluation.program import truths
-from mbr_live.label_log import LABELS_SUFFIX
 from mbr_live.manifest import CARD, FORMAT, REFERENCE, Behaviour, Data, Fit, Manifest, Score, TrainingCard
 from mbr_live.names import bundle_name
 from mbr_live.progress import bars
+from mbr_live.sinks.label_log import LABELS_SUFFIX
 from mbr_live.training import fitting
 from mbr_live.training.card import card_text, score_table
 from mbr_live.training.fitting import Fitted, Validated

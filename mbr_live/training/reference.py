@@ -16,7 +16,7 @@ import numpy as np
 from mbr_live.datasets.dataset import Dataset, Progress, file_name, key_of, video_files
 from mbr_live.datasets.recordings import RecordingSpec
 from mbr_live.drift import BRIGHTNESS, SIZE, Counts, Histogram, Reference, bins_of, counts_of, distance, sight
-from mbr_live.sinks import write_atomically
+from mbr_live.files import write_atomically
 from mbr_live.stages import locate
 from mbr_live.stages.blindness import BlindState, is_blind
 from mbr_live.training.cropping import CROPPED_BY

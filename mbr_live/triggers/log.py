@@ -23,9 +23,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mbr_live.appending import WaitingRows
 from mbr_live.clock_offset import offset_ns
-from mbr_live.label_log import LABELS_SUFFIX, last_frame, read_labels
+from mbr_live.files import cut_torn_row, is_emptied, write_atomically
 from mbr_live.latency import LatencyHistogram
-from mbr_live.sinks import cut_torn_row, is_emptied, write_atomically
+from mbr_live.sinks.label_log import LABELS_SUFFIX, last_frame, read_labels
 from mbr_live.triggers.machine import Action, TriggerRule, TriggerState, finish, recall
 from mbr_live.triggers.outputs.protocol import TriggerMessage
 from mbr_live.triggers.outputs.workers import Delivery

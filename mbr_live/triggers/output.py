@@ -23,12 +23,12 @@ from pydantic import ValidationError
 from mbr_live.appending import once_there_is_room
 from mbr_live.bundle import load_bundle
 from mbr_live.config import Config
+from mbr_live.files import write_atomically
 from mbr_live.holding import OUTPUT, held
 from mbr_live.keys import load_keys
-from mbr_live.label_log import LABELS_SUFFIX, last_frame, read_labels
 from mbr_live.manifest import Manifest
 from mbr_live.processes import Stop, notify, stop_signal
-from mbr_live.sinks import write_atomically
+from mbr_live.sinks.label_log import LABELS_SUFFIX, last_frame, read_labels
 from mbr_live.status import (
     OUTPUT_STATUS_FILE,
     LabelMessage,
@@ -46,7 +46,8 @@ from mbr_live.triggers.outputs.protocol import TriggerMessage
 from mbr_live.triggers.outputs.workers import Delivery, Outcome
 from mbr_live.triggers.rules import trigger_rules
 from mbr_live.types import RATE_FPS, MbrError, Status
-from mbr_live.wire import StatusSubscriber, own_clock
+from mbr_live.wire.messages import own_clock
+from mbr_live.wire.status import StatusSubscriber
 
 LOOK_EVERY_S = 0.05  # at least so often staleness and the ends of trials are looked at
 SAVE_EVERY_S = 1.0

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mbr_live.config import Config
-from mbr_live.label_log import LABELS_SUFFIX, logged_behaviours
-from mbr_live.label_segments import closed_segments
 from mbr_live.logs import Trouble
 from mbr_live.processes import repeat
 from mbr_live.progress import tracked
-from mbr_live.sinks import BOUTS_SUFFIX, RUN_SUFFIX, read_run
+from mbr_live.sinks.bouts import BOUTS_SUFFIX
+from mbr_live.sinks.label_log import LABELS_SUFFIX, logged_behaviours
+from mbr_live.sinks.label_segments import closed_segments
+from mbr_live.sinks.run_manifest import RUN_SUFFIX, read_run
 from mbr_live.types import MbrError
 from mbr_live.video.clips import CLIPS_FOLDER, clips_of, cut, is_recorded, recorded_until, recordings_in
 

@@ -20,7 +20,7 @@ import av
 from av.video.stream import VideoStream
 
 from mbr_live.config import Recording
-from mbr_live.sinks import write_atomically
+from mbr_live.files import write_atomically
 from mbr_live.types import RATE_FPS, Frame, Image
 from mbr_live.video.segments import (
     INDEX_SUFFIX,

@@ -11,7 +11,7 @@ from typing import Any
 
 from mbr_live.cameras.log import CAMERA_LOG_SUFFIX, read_outages
 from mbr_live.config import Config
-from mbr_live.label_log import LABELS_SUFFIX, LabelRow, read_labels
+from mbr_live.sinks.label_log import LABELS_SUFFIX, LabelRow, read_labels
 from mbr_live.status import LabelMessage
 from mbr_live.types import Status
 from mbr_live.video.sources import JOURNAL_SUFFIX, read_journal

@@ -7,7 +7,7 @@ from contextlib import closing
 
 from mbr_live.config import Config
 from mbr_live.status import LabelMessage, SystemStatus, parse_status
-from mbr_live.wire import StatusSubscriber
+from mbr_live.wire.status import StatusSubscriber
 
 
 class Ear:

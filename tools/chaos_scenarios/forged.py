@@ -18,7 +18,7 @@ from mbr_live.processes import Child
 from mbr_live.status import LabelMessage, read_output_status
 from mbr_live.triggers.log import TRIGGERS_SUFFIX, read_receipts
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
-from mbr_live.wire import own_clock
+from mbr_live.wire.messages import own_clock
 
 CAMERA = "cage"
 _VALUES = (-1, 2**64, 1e308, None, "", "x" * 5000, [], {}, True, [1, 0, 1], [[1]], "ok", "\u0000")

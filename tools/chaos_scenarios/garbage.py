@@ -21,10 +21,11 @@ from chaos_scenarios.ear import Ear
 from chaos_scenarios.hour import rendered
 from chaos_scenarios.rig import Memory, Watching, inference_alone, simulated, system_config
 from mbr_live.config import Config, Monitor
-from mbr_live.label_log import LABELS_SUFFIX
 from mbr_live.processes import Child
+from mbr_live.sinks.label_log import LABELS_SUFFIX
 from mbr_live.types import RATE_FPS, TICK_NS, Frame
-from mbr_live.wire import CameraReport, CaptureCounts, End, FrameHeader, FrameSender, Heartbeat
+from mbr_live.wire.frames import FrameSender
+from mbr_live.wire.messages import CameraReport, CaptureCounts, End, FrameHeader, Heartbeat
 
 CAMERA = "cage"
 STRANGER = (

@@ -20,7 +20,8 @@ from chaos_scenarios.counting import Outcome, count_frames
 from chaos_scenarios.rig import Memory, Watching, inference_alone, simulated, system_config
 from mbr_live.simulation.camera import Simulation
 from mbr_live.types import RATE_FPS, TICK_NS, Frame
-from mbr_live.wire import CaptureCounts, FrameSender
+from mbr_live.wire.frames import FrameSender
+from mbr_live.wire.messages import CaptureCounts
 
 CAMERAS = 8
 PICTURES = 240

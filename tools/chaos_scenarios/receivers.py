@@ -12,7 +12,7 @@ from itertools import pairwise
 from chaos_scenarios.counting import Outcome, labels_of
 from mbr_live.bundle import load_bundle
 from mbr_live.config import Config
-from mbr_live.label_log import LabelRow
+from mbr_live.sinks.label_log import LabelRow
 from mbr_live.trigger_config import AnyOutput, SerialOutput, Trigger, Watchdog, WebhookOutput
 from mbr_live.triggers.log import SUMMARY_SUFFIX, TRIGGERS_SUFFIX, read_receipts
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox

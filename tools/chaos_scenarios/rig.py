@@ -20,7 +20,8 @@ from mbr_live.processes import Child
 from mbr_live.status import read_output_status
 from mbr_live.trigger_config import AnyOutput
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
-from mbr_live.wire import StatusSubscriber, free_endpoint
+from mbr_live.wire.sockets import free_endpoint
+from mbr_live.wire.status import StatusSubscriber
 
 WARM_S = 16.0  # until labels come: the crop window settles, the network warms up
 _STEP_S = 0.05

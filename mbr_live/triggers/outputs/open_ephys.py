@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mbr_live.triggers.outputs.protocol import DeliveryError, unusable
-from mbr_live.wire import NoAnswer, Requester
+from mbr_live.wire.requests import NoAnswer, Requester
 
 ANSWER_WITHIN_S = 0.5
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mbr_live.triggers.outputs.protocol import DeliveryError, TriggerMessage
-from mbr_live.wire import StatusPublisher
+from mbr_live.wire.status import StatusPublisher
 
 
 class ZeromqMessages:

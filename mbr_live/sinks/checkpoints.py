@@ -17,8 +17,8 @@ from typing import Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mbr_live.appending import Unwritable, WaitingRows
-from mbr_live.label_log import LabelRow, read_labels
 from mbr_live.manifest import Manifest
+from mbr_live.sinks.label_log import LabelRow, read_labels
 from mbr_live.stages.decide import BoutState
 from mbr_live.types import TICK_NS, UNKNOWN, Decision
 

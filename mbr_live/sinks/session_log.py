@@ -1,4 +1,4 @@
-"""What the pipeline says, in files: the label log, the bout log and the manifest of a run.
+"""Label log and bout log of one recording, written row by row, and taken up by the process that goes on with them.
 
 The label log is the truth. A row is one write, so a process that is killed leaves whole rows; the bout log is a pure
 function of the label log and is made anew from it when a session goes on after a crash.
@@ -7,26 +7,25 @@ function of the label log and is made anew from it when a session goes on after 
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import math
 import os
-import platform
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
-from importlib.metadata import version
 from io import FileIO
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import NamedTuple
 
 from mbr_live.appending import Unwritable, append
-from mbr_live.checkpoints import Beginning, Checkpoint, CheckpointFolder, Place, RecognisedRows
-from mbr_live.label_log import (
+from mbr_live.files import PART_SUFFIX, cut_torn_row
+from mbr_live.manifest import Manifest
+from mbr_live.processes import notify
+from mbr_live.sinks.bouts import BOUTS_HEADER, BoutFollower, bout_row
+from mbr_live.sinks.checkpoints import Beginning, Checkpoint, CheckpointFolder, Place, RecognisedRows
+from mbr_live.sinks.label_log import (
     LabelRow,
     follow_gap_range,
     gap_ranges,
@@ -37,105 +36,15 @@ from mbr_live.label_log import (
     read_labels,
     rows_of_file,
 )
-from mbr_live.label_segments import LabelFile, Rotation, closed_segments, first_frame_of
-from mbr_live.manifest import Manifest
-from mbr_live.processes import notify
-from mbr_live.stages.decide import Bout, BoutState, end_bout, follow_bout
-from mbr_live.types import RATE_FPS, TICK_NS, UNKNOWN, Decision, MbrError, Status
+from mbr_live.sinks.label_segments import LabelFile, Rotation, closed_segments, first_frame_of
+from mbr_live.stages.decide import Bout
+from mbr_live.types import RATE_FPS, TICK_NS, UNKNOWN, Decision, Status
 
-BOUTS_SUFFIX = ".bouts.csv"
-RUN_SUFFIX = ".run.json"
-PART_SUFFIX = ".part"
-
-BOUTS_HEADER = "behaviour,start_frame,stop_frame,start_s,stop_s,duration_s,mean_p,complete"
 ROWS_PER_CHECKPOINT = 300 * RATE_FPS  # five minutes
 _ROWS_PER_WRITE = 4096
 _ROWS_PER_WORD = 200_000  # read at the start of a session: a second or two
-_BLOCK_BYTES = 4096
-_CAPTURES_KNOWN = 4  # the last words of one that has ended may arrive behind the first of the next
 
 _log = logging.getLogger(__name__)
-
-
-class RunManifest(BaseModel):
-    """What a run was made of and what became of its frames: `<recording>.run.json`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    format: Literal[1] = 1
-    recording: str
-    mode: Literal["live", "batch"]
-    exit_status: Literal["running", "complete", "stopped"]
-    started: str  # UTC, ISO 8601
-    finished: str | None = None
-    bundle: str
-    bundle_sha256: str
-    causal: bool = True  # False: labels look ahead, as no live run's do
-    max_gap_frames: int | None = None  # unknown frames that a bout goes on over; None in runs from before it was kept
-    engine: str
-    versions: dict[str, str]
-    sources: list[str]
-    rows: dict[str, int] = {}  # of the label log, by status
-    bouts: dict[str, int] = {}  # by behaviour
-    drops: list[tuple[int, int]] = []  # first and last tick of every stretch without a frame
-    restarts: list[int] = []  # the last tick before each restart of inference; the lane began anew after it
-    window_px: int | None = None
-    clock: str = ""  # of the capture times, live: host, camera, file or simulated
-    outages: dict[str, int] = {}  # how often the camera was lost, by cause; each is in the outage log
-    capture: dict[str, int] = {}  # what became of frames at capture, over all capture processes of the session
-    captures: dict[str, dict[str, int]] = {}  # the part in it of each of the newest capture processes
-    refused: dict[str, int] = {}  # frames that came but could not be used, by reason
-    drift: dict[str, float] = {}  # distance by measure of `mbr_live.drift`; empty where nothing is known
-    drifted: list[str] = []  # the measures that are unlike training
-    timings: dict[str, float] = {}
-
-    def count_capture(self, process: str, counts: dict[str, int]) -> None:
-        """Take what a capture process has done with its frames so far."""
-        known = self.captures.pop(process, {})
-        for what, number in counts.items():
-            self.capture[what] = self.capture.get(what, 0) + number - known.get(what, 0)
-        self.captures[process] = counts
-        for old in list(self.captures)[:-_CAPTURES_KNOWN]:
-            del self.captures[old]
-
-
-def bout_row(bout: Bout) -> str:
-    """One row of the bout log. Times are of the 10 fps grid; a bout lasts to the end of its last frame."""
-    start_s, stop_s = bout.start_frame / RATE_FPS, (bout.stop_frame + 1) / RATE_FPS
-    return (
-        f"{bout.behaviour},{bout.start_frame},{bout.stop_frame},{start_s:.1f},{stop_s:.1f},"
-        f"{stop_s - start_s:.1f},{bout.mean_p:.4f},{int(bout.complete)}\n"
-    )
-
-
-class BoutFollower:
-    """Finds the bouts of all behaviours while the rows of a label log pass by."""
-
-    def __init__(self, manifest: Manifest, states: tuple[BoutState, ...] = ()) -> None:
-        """`states`, one per behaviour, are what the rows so far have led to."""
-        self._names = manifest.behaviour_names
-        self._max_gap_frames = manifest.max_gap_frames
-        self.states = list(states) or [BoutState()] * len(self._names)
-
-    def follow(self, index: int, labels: tuple[int, ...], probabilities: tuple[float, ...]) -> list[Bout]:
-        """Take the row of tick `index`; the bouts that it ends."""
-        ended: list[Bout] = []
-        for k, name in enumerate(self._names):
-            p = probabilities[k] if probabilities else math.nan
-            bout, self.states[k] = follow_bout(name, index, labels[k], p, self._max_gap_frames, self.states[k])
-            ended += [bout] if bout else []
-        return ended
-
-    def follow_gap(self, index: int, labels: tuple[int, ...], ticks: int) -> list[Bout]:
-        """Take a gap of `ticks` rows. What lies beyond the longest bridge changes nothing any more."""
-        ticks = min(ticks, self._max_gap_frames + 1)
-        return [bout for tick in range(ticks) for bout in self.follow(index + tick, labels, ())]
-
-    def end(self) -> list[Bout]:
-        """End the open bouts where they were last confirmed."""
-        ended = [end_bout(name, state) for name, state in zip(self._names, self.states, strict=True)]
-        self.states = [BoutState()] * len(self._names)
-        return [bout for bout in ended if bout]
 
 
 class SessionLog:
@@ -350,71 +259,3 @@ def _told(rows: Iterator[LabelRow], labels: Path) -> Iterator[LabelRow]:
             if number:
                 _log.info("%s: %d rows have been read so far", labels, number)
         yield row
-
-
-def write_atomically(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace `path` by `text`: a reader sees the old file or the new one, never half of it.
-
-    `durable`: so it is after a power cut too, and this takes as long as the disk does. Else the file may be empty then.
-    """
-    part = path.with_name(path.name + PART_SUFFIX)
-    try:
-        with part.open("w") as file:
-            file.write(text)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        part.replace(path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def write_run(path: Path, run: RunManifest) -> None:
-    """Write the manifest of a run."""
-    write_atomically(path, run.model_dump_json(indent=2) + "\n")
-
-
-def left_run(path: Path) -> RunManifest | None:
-    """The manifest that an earlier process left; None where there is none, or one that a power cut emptied."""
-    if not path.exists() or is_emptied(path):
-        return None
-    return read_run(path)
-
-
-def is_emptied(path: Path) -> bool:
-    """Whether a file holds nothing but what a power cut leaves of one that was not on the disk yet."""
-    return not path.read_bytes().strip(b"\0")
-
-
-def read_run(path: Path) -> RunManifest:
-    """Read the manifest of a run; MbrError when it is not one."""
-    try:
-        return RunManifest.model_validate_json(path.read_text())
-    except OSError as error:
-        raise MbrError(f"{path}: cannot be read ({error.strerror}). Expected the {RUN_SUFFIX} of a run.") from error
-    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise MbrError(
-            f"{path}: this is not the {RUN_SUFFIX} of a run. Give the file that a live run wrote."
-        ) from error
-
-
-def cut_torn_row(path: Path) -> None:
-    """Remove what stands after the last newline of a log: a row that was not written whole, or zeros of a power cut."""
-    with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end:
-            start = max(0, end - _BLOCK_BYTES)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
-        file.truncate(end)
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that a label depends on."""
-    names = ("mbr-live", "numpy", "opencv-python-headless", "openvino", "av", "pyzmq")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}

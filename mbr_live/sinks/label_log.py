@@ -1,6 +1,6 @@
 """The label log: its rows, as they are written and as they are read back, from all files of a session.
 
-One function reads it, `read_labels`, whether or not its hours or days are closed (`mbr_live.label_segments`).
+One function reads it, `read_labels`, whether or not its hours or days are closed (`mbr_live.sinks.label_segments`).
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
-from mbr_live.label_segments import closed_segments, first_frame_of
 from mbr_live.manifest import Manifest
+from mbr_live.sinks.label_segments import closed_segments, first_frame_of
 from mbr_live.types import TICK_NS, Decision, MbrError, Status
 
 LABELS_SUFFIX = ".labels.csv"

@@ -1,0 +1,1 @@
+"""Messages between processes, over ZeroMQ. The only package that knows about sockets."""
