@@ -30,6 +30,8 @@ def _address(endpoint: str) -> str:
         port = parts.port
     except ValueError:
         port = None
+    if parts.hostname == "*":
+        raise ValueError("an address to listen to as well, so expected tcp://0.0.0.0:PORT for all networks")
     if parts.scheme != "tcp" or not port or not parts.hostname:
         raise ValueError("expected tcp://127.0.0.1:PORT or ipc://PATH")
     return endpoint

@@ -217,6 +217,7 @@ def test_mistakes_in_the_configuration(extra: str, words: list[str], tmp_path: P
 
 def test_a_bind_beyond_this_machine_is_refused(tmp_path: Path) -> None:
     explained(mbr_live("infer", live_config(tmp_path, frames="tcp://0.0.0.0:5701")), "wire.frames", "0.0.0.0", "keys")
+    explained(mbr_live("infer", live_config(tmp_path, frames="tcp://*:5701")), "wire.frames", "tcp://0.0.0.0:PORT")
 
 
 def test_a_camera_that_is_not_in_the_configuration(tmp_path: Path) -> None:

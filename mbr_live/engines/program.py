@@ -174,7 +174,9 @@ def _show(console: Console, bundle: Bundle, machine: Machine, checked: list[Chec
     facts.add_row("NVIDIA GPU", "; ".join(gpus) if gpus else str(machine.gpus.why_none))
     console.print(facts)
     columns = ("engine", "runs in", "Δ features", "Δ p", "passes", "p50 ms", "p99 ms", "frames/s")
-    table = Table(*columns, title="one thread, one lane, crop to logits; Δ: against the reference")
+    title = "one thread, one lane, crop to logits; Δ: against the reference"
+    table = Table(*columns, title=title, padding=(0, 0, 0, 1), show_edge=False)  # so that 80 columns are enough
+    table.columns[0].min_width = max(len(each.kind) for each in checked)
     for each in checked:
         table.add_row(*_row(each))
     console.print(table)

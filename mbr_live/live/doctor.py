@@ -20,5 +20,5 @@ def doctor_program(config: Config) -> int:
         named = finding.text.startswith(finding.subject)
         console.print(finding.text if named else f"{finding.subject}: {finding.text}", markup=False)
     errors, warnings = levels.count("error"), levels.count("warning")
-    console.print(f"{len(levels)} checks, {warnings} warnings, {errors} errors")
+    console.print(f"checks: {len(levels)}, warnings: {warnings}, errors: {errors}")
     return int(errors > 0)
