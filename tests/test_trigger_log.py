@@ -244,7 +244,7 @@ def test_receipts_whose_summary_a_power_cut_emptied_are_gone_on_with(
 def test_a_receipt_says_when_it_was_sent_also_on_a_busy_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, _ = open_log(tmp_path, "cage", [ONSET], frozenset(), TEMPLATE)
+    log, _ = open_log(tmp_path, "cage", [ONSET], TEMPLATE)
     message, machine = message_of(log, Action("stim", "cage", "on", 1, 5)), BusyMachine()
     sent_ns, confirmed_ns = machine.monotonic_ns(), machine.monotonic_ns()
     with monkeypatch.context() as patched:

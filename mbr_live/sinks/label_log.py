@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO
 
+from mbr_live.frame_rows import seek_row
 from mbr_live.manifest import Manifest
 from mbr_live.sinks.label_segments import closed_segments, first_frame_of
 from mbr_live.types import TICK_NS, Decision, MbrError, Status
@@ -136,33 +136,6 @@ def _behaviours_of(path: Path, line: bytes, manifest: Manifest | None) -> tuple[
             f"{label_header(manifest)!r}. Use the bundle that the session began with, or another folder."
         )
     return behaviours
-
-
-def seek_row(file: BinaryIO, path: Path, frame: int) -> None:
-    """Go to the first row, of those from here on, whose frame is not before `frame`. Rows begin with their frame, and
-    are in its order.
-    """
-    low, high = file.tell(), file.seek(0, os.SEEK_END)
-    while low < high:
-        file.seek((low + high) // 2)
-        file.readline()  # to the start of a row
-        start = file.tell()
-        line = file.readline()
-        if line.endswith(b"\n") and _frame_of(path, line) < frame:
-            low = start + len(line)
-        else:
-            high = (low + high) // 2
-    file.seek(low)
-    while (line := file.readline()).endswith(b"\n") and _frame_of(path, line) < frame:
-        low = file.tell()
-    file.seek(low)
-
-
-def _frame_of(path: Path, line: bytes) -> int:
-    frame = line.partition(b",")[0]
-    if not frame.isdigit():
-        raise MbrError(f"{path}: the row {line[:80]!r} is damaged (it begins with no frame). Was the file edited?")
-    return int(frame)
 
 
 def logged_behaviours(path: Path) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ from mbr_live.video import sources
 
 # The modules that crops and channels depend on; a change of one of them makes these anew.
 CROPPED_BY = (
+    "frame_rows.py",
     *(f"stages/{name}.py" for name in ("background", "blindness", "locate", "sampler")),
     *(f"video/{name}.py" for name in ("segments", "sources")),
 )

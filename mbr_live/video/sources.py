@@ -24,7 +24,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from mbr_live.sinks.label_log import seek_row
+from mbr_live.frame_rows import seek_row
 from mbr_live.stages.sampler import SamplerState, sample
 from mbr_live.types import RATE_FPS, Frame, Image, MbrError, SourceFrame
 from mbr_live.video.segments import first_tick_of, is_empty, is_part, segments_of
