@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from threading import Thread
 
 import pyarrow.parquet as pq
 import pytest
@@ -21,7 +23,7 @@ from mbr_live.cameras.session_clock import CLOCK_SUFFIX, _Kept
 from mbr_live.config import Labels
 from mbr_live.files import cut_torn_row
 from mbr_live.live.run import System
-from mbr_live.sinks.label_log import label_rows, last_frame, read_labels
+from mbr_live.sinks.label_log import label_rows, last_frame, logged_behaviours, read_labels
 from mbr_live.sinks.label_segments import PERIOD_NS, closed_segments, first_frame_of, in_periods
 from mbr_live.sinks.session_log import SessionLog
 from mbr_live.store import parquet
@@ -307,10 +309,11 @@ def test_a_live_session_crosses_the_hour(tmp_path: Path) -> None:
         pytest.skip("the hour is about to end by itself")
     clock.write_text(kept.model_copy(update={"offset_ns": kept.offset_ns + ahead_ns}).model_dump_json())
     with System(config) as system:
-        wait_for(lambda: closed_segments(labels) and last_frame(labels) > first_of(labels) + 20, "the hour", system)
+        wait_for(lambda: closed_segments(labels), "the hour", system)
+        (segment,) = closed_segments(labels)
+        wait_for(lambda: last_frame(labels) > last_frame(segment) + 20, "labels of the next one", system)
     rows = list(read_labels(labels))
     assert [row.index for row in rows] == list(range(len(rows)))
-    (segment,) = closed_segments(labels)
     assert {row.time_ns // HOUR_NS for row in read_labels(segment)} == {rows[0].time_ns // HOUR_NS}
     assert len(rows) > ahead_ns / 1e9 * RATE_FPS
     list(convert_folder(config.out))
@@ -326,14 +329,31 @@ def test_a_live_session_crosses_the_hour(tmp_path: Path) -> None:
     database.dispose()
 
 
-def first_of(labels: Path) -> int:
-    """The first frame of the file that grows."""
-    rows = labels.read_text().splitlines()[1:]
-    return int(rows[0].split(",")[0]) if rows else last_frame(labels)
-
-
 def test_what_parquet_refuses(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="none is closed"):
         Labels(parquet=True)
     done = mbr_live("parquet", tmp_path)
     assert done.returncode == 2 and "no closed label files" in done.stderr
+
+
+def test_who_asks_how_far_a_log_is_while_segments_close_hears_no_less_than_before(
+    tmp_path: Path, demo_bundle: Bundle
+) -> None:
+    labels = tmp_path / "cage.labels.csv"
+    log = SessionLog.resume(labels, tmp_path / "cage.bouts.csv", demo_bundle.manifest, "hour")
+    per_hour = HOUR_NS // TICK_NS
+    log.write(decision(0, 0))
+
+    def write() -> None:
+        for hour in range(1, 300):
+            log.write(replace(decision(hour, 0), time_ns=hour * per_hour * TICK_NS))
+
+    heard = [0]
+    writing = Thread(target=write)
+    writing.start()
+    while writing.is_alive():
+        heard.append(last_frame(labels))
+        assert logged_behaviours(labels) == demo_bundle.manifest.behaviour_names
+    writing.join()
+    log.close()
+    assert heard == sorted(heard) and last_frame(labels) == 299

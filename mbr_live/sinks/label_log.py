@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -76,19 +77,29 @@ def read_labels(
 
 
 def last_frame(path: Path) -> int:
-    """The last frame of a label log; -1 where there is none."""
-    for file in (path, *reversed(closed_segments(path))):
-        frame = last_frame_of_file(file) if file.exists() else None
+    """The last frame of a label log, which may be written to meanwhile; -1 where there is none."""
+    try:
+        newest = _opened(path)
+    except FileNotFoundError:
+        return -1
+    segments = closed_segments(path)  # after `newest` was opened, as in `read_labels`
+    if newest is not None:
+        with newest:
+            frame = _last_frame_in(newest)
         if frame is not None:
             return frame
-    return -1
+    return next((frame for each in reversed(segments) if (frame := last_frame_of_file(each)) is not None), -1)
 
 
 def last_frame_of_file(file: Path) -> int | None:
     """Of one file of a label log; None where it has no rows."""
     with file.open("rb") as log:
-        log.seek(max(0, file.stat().st_size - 8192))
-        rows = log.read().split(b"\n")[:-1]
+        return _last_frame_in(log)
+
+
+def _last_frame_in(log: BinaryIO) -> int | None:
+    log.seek(max(0, log.seek(0, os.SEEK_END) - 8192))
+    rows = log.read().split(b"\n")[:-1]
     first = rows[-1].split(b",")[0] if rows else b""
     return int(first) if first.isdigit() else None
 
@@ -140,9 +151,8 @@ def _behaviours_of(path: Path, line: bytes, manifest: Manifest | None) -> tuple[
 
 def logged_behaviours(path: Path) -> tuple[str, ...]:
     """The behaviours [K] of a label log, in the order of its columns."""
-    shown = path if path.exists() else next(iter(closed_segments(path)), path)
-    with shown.open(newline="", errors="replace") as lines:
-        return _logged(path, next(csv.reader(lines), []))
+    with _opened(path) or closed_segments(path)[0].open("rb") as file:
+        return _behaviours_of(path, file.readline(), None)
 
 
 def _logged(path: Path, header: list[str]) -> tuple[str, ...]:
