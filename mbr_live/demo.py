@@ -17,16 +17,15 @@ from rich.table import Table
 
 from mbr_live.batch.batch import Job, Replayed, run_job
 from mbr_live.bundle import load_bundle
-from mbr_live.config import DEMO_BUNDLE, Camera, ConditionName, Config, Simulated, Wire, load_config
+from mbr_live.config import DEMO_BUNDLE, Camera, ConditionName, Config, Simulated, load_config
 from mbr_live.engines.openvino_engine import OpenVinoEngine
-from mbr_live.live.run import SYSTEM_FILE, run
+from mbr_live.live.run import SYSTEM_FILE, free_wire, run
 from mbr_live.monitoring.watch import watch
 from mbr_live.simulation.camera import Simulation
 from mbr_live.sinks.label_log import LABELS_SUFFIX, LabelRow, read_labels
 from mbr_live.sinks.run_manifest import RUN_SUFFIX, read_run
 from mbr_live.types import RATE_FPS, UNKNOWN, MbrError
 from mbr_live.video.sources import JOURNAL_SUFFIX
-from mbr_live.wire.sockets import free_endpoint
 
 # Seeds whose first half minute shows both behaviours; the model was not trained on them.
 SCENES: tuple[tuple[ConditionName, int], ...] = (("box", 9219), ("clutter", 9318), ("dark", 9372))
@@ -82,7 +81,7 @@ def _config(out: Path) -> Config:
         if not made_by.exists() or load_config(made_by).camera != cameras:
             raise MbrError(f"{out}: holds something that is not of a demo. Give an empty folder with --out.")
         shutil.rmtree(out)
-    wire = Wire(frames=free_endpoint(), status=free_endpoint())
+    wire = free_wire()
     return Config(out=out, bundle=DEMO_BUNDLE, wire=wire, camera=cameras)
 
 

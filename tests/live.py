@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from mbr_live.config import DEMO_BUNDLE, Camera, Config, Simulated, VideoSource, Wire
-from mbr_live.live.run import System
+from mbr_live.config import DEMO_BUNDLE, Camera, Config, Simulated, VideoSource
+from mbr_live.live.run import System, free_wire
 from mbr_live.manifest import Manifest
 from mbr_live.sinks.bouts import BOUTS_HEADER, BoutFollower, bout_row
 from mbr_live.sinks.label_log import LabelRow, read_labels
 from mbr_live.stages.decide import Bout
-from mbr_live.wire.sockets import free_endpoint
+from mbr_live.wire.sockets import free_endpoints
 
 PATIENCE_S = 120.0  # ends a wait for what never comes; how long anything takes on a busy machine is not tested
 
@@ -48,11 +48,14 @@ def mbr_live(
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, cwd=cwd)
 
 
+def free_endpoint() -> str:
+    """An address that is free at the moment."""
+    return free_endpoints(1)[0]
+
+
 def system_config(out: Path, *cameras: Camera) -> Config:
     """A configuration with free addresses."""
-    return Config(
-        out=out, bundle=DEMO_BUNDLE, wire=Wire(frames=free_endpoint(), status=free_endpoint()), camera=cameras
-    )
+    return Config(out=out, bundle=DEMO_BUNDLE, wire=free_wire(), camera=cameras)
 
 
 def simulated(name: str, *, record: Literal["off", "h264", "lossless"] = "off", seed: int = 1) -> Camera:

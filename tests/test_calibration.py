@@ -171,7 +171,7 @@ def test_doctor_and_run_agree(box_video: Path, tmp_path: Path) -> None:
         assert words in doctor.stdout
         assert words in run.stderr
     assert "camera film: 640 x 480 px" in doctor.stdout
-    assert "4 errors" in doctor.stdout
+    assert "errors: 4" in doctor.stdout
     assert not (tmp_path / "live").exists()
 
 
@@ -199,7 +199,7 @@ def test_a_healthy_system_has_no_errors(tmp_path: Path) -> None:
     config = system_file(tmp_path, '{ kind = "simulated" }')
     doctor = mbr_live("doctor", config)
     assert doctor.returncode == 0, doctor.stdout
-    assert "0 errors" in doctor.stdout
+    assert "errors: 0" in doctor.stdout
     assert "frames a second" in doctor.stdout
     assert "ms a frame" in doctor.stdout
 

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from live import PATIENCE_S, labelled, mbr_live, simulated, system_config, wait_for
+from live import PATIENCE_S, free_endpoint, labelled, mbr_live, simulated, system_config, wait_for
 
 from mbr_live.config import Config
 from mbr_live.keys import AUTHORIZED, INFERENCE, OWN, SECRET, Keys, load_keys, make_keys
 from mbr_live.live.run import System
 from mbr_live.types import Frame, MbrError
 from mbr_live.wire.frames import FrameReceiver, FrameSender
-from mbr_live.wire.sockets import free_endpoint
 from mbr_live.wire.status import StatusSubscriber
 
 PIXELS = np.zeros((48, 64, 3), np.uint8)

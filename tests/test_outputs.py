@@ -24,7 +24,7 @@ import pytest
 import serial
 import zmq
 from gpiozero.pins.mock import MockFactory
-from live import PATIENCE_S, wait_for
+from live import PATIENCE_S, free_endpoint, wait_for
 from paho.mqtt.enums import CallbackAPIVersion
 from pythonosc.dispatcher import Dispatcher
 from pythonosc.osc_server import ThreadingOSCUDPServer
@@ -50,7 +50,6 @@ from mbr_live.triggers.outputs.protocol import DeliveryError, TriggerMessage
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 from mbr_live.triggers.outputs.workers import Delivery, LineWorker
 from mbr_live.types import MbrError
-from mbr_live.wire.sockets import free_endpoint
 from mbr_live.wire.status import StatusSubscriber
 
 

@@ -22,9 +22,10 @@ from live import PATIENCE_S, mbr_live, wait_for
 from mbr_live.ahead import Ahead
 from mbr_live.batch.batch import Job, run_job
 from mbr_live.bundle import Bundle
-from mbr_live.config import Camera, Config, Simulated, Wire
+from mbr_live.config import Camera, Config, Simulated
 from mbr_live.engines.openvino_engine import OpenVinoEngine
 from mbr_live.live.arrivals import MAX_JUMP_TICKS, Eye, RefusedFrame, SeenFrame
+from mbr_live.live.run import free_wire
 from mbr_live.pipeline import LaneState, Pipeline, Seen
 from mbr_live.simulation.camera import Simulation
 from mbr_live.sinks.label_log import label_header, label_rows
@@ -33,7 +34,6 @@ from mbr_live.types import TICK_NS, Decision, Frame
 from mbr_live.video.sources import VideoFile, sampled
 from mbr_live.wire.frames import FrameSender
 from mbr_live.wire.messages import CaptureCounts, End, FrameHeader, own_clock
-from mbr_live.wire.sockets import free_endpoint
 from mbr_live.wire.status import StatusSubscriber
 
 WINDOW_PX = 160
@@ -79,7 +79,7 @@ def test_labels_do_not_depend_on_the_number_of_cameras(
 ) -> None:
     names = [f"cage{n}" for n in range(cameras)]
     config = Config(
-        out=tmp_path, bundle=demo_bundle.path, wire=Wire(frames=free_endpoint(), status=free_endpoint()),
+        out=tmp_path, bundle=demo_bundle.path, wire=free_wire(),
         camera=tuple(Camera(name=name, source=Simulated(kind="simulated"), window_px=WINDOW_PX) for name in names),
     )  # fmt: skip
     (tmp_path / "system.json").write_text(config.model_dump_json())

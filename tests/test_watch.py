@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from live import PATIENCE_S
+from live import PATIENCE_S, free_endpoint
 from rich.cells import cell_len
 from rich.console import Console
 
@@ -41,7 +41,6 @@ from mbr_live.monitoring.watch import Dashboard, event_line, plain_lines, watch
 from mbr_live.monitoring.watch_state import MAX_BEHAVIOURS, MAX_CAMERAS, MAX_EVENTS, Watched
 from mbr_live.status import CameraStatus, LabelMessage, Liveness, StatusMessage, SystemStatus
 from mbr_live.types import MbrError
-from mbr_live.wire.sockets import free_endpoint
 from mbr_live.wire.status import StatusPublisher
 
 N, Y, U, G = Mark.NO, Mark.YES, Mark.LOST, Mark.GAP

@@ -17,7 +17,7 @@ import pytest
 import zmq
 from hypothesis import given
 from hypothesis import strategies as st
-from live import PATIENCE_S, labelled, simulated, system_config, wait_for
+from live import PATIENCE_S, free_endpoint, labelled, simulated, system_config, wait_for
 
 from mbr_live.config import Config
 from mbr_live.keys import load_keys, make_keys
@@ -26,7 +26,7 @@ from mbr_live.status import SystemStatus, parse_status
 from mbr_live.types import Frame, MbrError
 from mbr_live.wire.frames import QUEUE_FRAMES, FrameReceiver, FrameSender
 from mbr_live.wire.messages import BadMessage, CaptureCounts, End, FrameHeader, Heartbeat, frame_of, parse
-from mbr_live.wire.sockets import free_endpoint
+from mbr_live.wire.sockets import free_endpoints
 from mbr_live.wire.status import StatusPublisher, StatusSubscriber
 
 GOOD = FrameHeader(
@@ -55,6 +55,10 @@ def connected(sender: FrameSender, receiver: FrameReceiver) -> None:
         return receiver.receive(0.05) is not None
 
     wait_for(arrived, "the connection")
+
+
+def test_free_addresses_are_each_another() -> None:
+    assert len(set(free_endpoints(50))) == 50
 
 
 def test_a_frame_arrives_as_it_was_sent(receiver: tuple[str, FrameReceiver]) -> None:
@@ -281,9 +285,9 @@ time.sleep(60)
 IS_BUSY_MEANWHILE = """
 import subprocess, sys, time
 from mbr_live.wire.frames import FrameReceiver
-from mbr_live.wire.sockets import free_endpoint
+from mbr_live.wire.sockets import free_endpoints
 
-endpoint, received = free_endpoint(), 0
+(endpoint,), received = free_endpoints(1), 0
 receiver = FrameReceiver(endpoint)
 sender = subprocess.Popen([sys.executable, sys.argv[1], endpoint], stdout=subprocess.PIPE)
 sent = int(sender.stdout.readline())

@@ -47,7 +47,7 @@ from mbr_live.sinks.label_log import LABELS_SUFFIX, read_labels
 from mbr_live.types import RATE_FPS, TICK_NS, Frame, Status
 from mbr_live.wire.frames import FrameSender
 from mbr_live.wire.messages import CaptureCounts
-from mbr_live.wire.sockets import free_endpoint
+from mbr_live.wire.sockets import free_endpoints
 from mbr_live.wire.status import StatusSubscriber
 
 SETTLE_S = 12.0  # until every crop window has settled
@@ -213,7 +213,7 @@ def _counts(sampled: int, sent: int, refused: int) -> CaptureCounts:
 def _written(folder: Path, names: Sequence[str], bundle: Path, settings: dict[str, str]) -> Path:
     """The configuration as a file; the sources in it are never opened, since no capture process is started."""
     cameras = [{"name": name, "source": {"kind": "simulated"}} for name in names]
-    wire = {"frames": free_endpoint(), "status": free_endpoint()}
+    wire = dict(zip(("frames", "status"), free_endpoints(2), strict=True))
     document = {"out": str(folder), "bundle": str(bundle.resolve()), "wire": wire, "camera": cameras, **settings}
     path = folder / "system.json"
     path.write_text(json.dumps(document))

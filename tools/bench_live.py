@@ -17,12 +17,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from mbr_live.config import DEMO_BUNDLE, Camera, Config, Simulated, Wire
+from mbr_live.config import DEMO_BUNDLE, Camera, Config, Simulated
 from mbr_live.live.lane import TIMINGS_SUFFIX
-from mbr_live.live.run import run
+from mbr_live.live.run import free_wire, run
 from mbr_live.sinks.label_log import LABELS_SUFFIX, read_labels
 from mbr_live.types import RATE_FPS, Status
-from mbr_live.wire.sockets import free_endpoint
 
 START_S = 20
 
@@ -47,7 +46,7 @@ def measured(count: int, seconds: float, bundle: Path) -> tuple[str, ...]:
         Camera(name=f"cage{n}", source=Simulated(kind="simulated", condition="box", seed=n)) for n in range(count)
     )
     with tempfile.TemporaryDirectory() as folder:
-        wire = Wire(frames=free_endpoint(), status=free_endpoint())
+        wire = free_wire()
         config = Config(out=Path(folder), bundle=bundle, wire=wire, camera=cameras)
         run(config, seconds=seconds + START_S)
         logs = [list(read_labels(config.out / f"{camera.name}{LABELS_SUFFIX}")) for camera in cameras]

@@ -16,14 +16,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import SVG_EXPORT_THEME
 
-from mbr_live.config import DEMO_BUNDLE, Camera, Config, Simulated, Wire
+from mbr_live.config import DEMO_BUNDLE, Camera, Config, Simulated
 from mbr_live.demo import SCENES
-from mbr_live.live.run import run
+from mbr_live.live.run import free_wire, run
 from mbr_live.monitoring.watch import Dashboard
 from mbr_live.status import SystemStatus, parse_status
 from mbr_live.trigger_config import SerialOutput, Trigger
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
-from mbr_live.wire.sockets import free_endpoint
 from mbr_live.wire.status import StatusSubscriber
 
 SHOWN_OUT = "runs/demo"  # in place of the temporary folder
@@ -89,7 +88,7 @@ def main() -> None:
     )
     dashboard = Dashboard(options.minutes)
     with tempfile.TemporaryDirectory() as folder, SimulatedBox() as box:
-        wire = Wire(frames=free_endpoint(), status=free_endpoint())
+        wire = free_wire()
         laser = SerialOutput(name="laser", kind="serial", port=box.port, line=1)
         stim = Trigger.model_validate({
             "name": "stim", "camera": cameras[0].name, "when": "while", "any": ["grooming", "rearing"], "max_on_s": 2.0,

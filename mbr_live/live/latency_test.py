@@ -18,16 +18,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mbr_live.config import Camera, Config, Simulated, Wire
+from mbr_live.config import Camera, Config, Simulated
 from mbr_live.latency import LatencyHistogram
-from mbr_live.live.run import System
+from mbr_live.live.run import System, free_wire
 from mbr_live.processes import stop_signal
 from mbr_live.status import LabelMessage, parse_status
 from mbr_live.trigger_config import Line, SerialOutput, Trigger, Yoked
 from mbr_live.triggers.log import HEADER, STAGES, SUMMARY_SUFFIX, TRIGGERS_SUFFIX, read_receipts
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
 from mbr_live.types import RATE_FPS, TICK_NS, MbrError, Status
-from mbr_live.wire.sockets import free_endpoint
 from mbr_live.wire.status import StatusSubscriber
 
 EVERY_FRAMES = 3
@@ -118,7 +117,7 @@ def _with_metronome(config: Config, out: Path, line: Line, seconds: float) -> Co
         name=_TRIGGER, camera=camera.name, when="yoked", max_on_s=1.0, max_per_hour=36000,
         yoked=Yoked(log=log, trigger=_TRIGGER), outputs=(line.name,),
     )  # fmt: skip
-    wire = Wire(frames=free_endpoint(), status=free_endpoint())
+    wire = free_wire()
     update = {"out": out, "wire": wire, "camera": (camera,), "trigger": (trigger,), "output": (line,)}
     return config.model_copy(update=update)
 

@@ -23,7 +23,7 @@ from mbr_live.status import OUTPUT_STATUS_FILE, read_output_status
 from mbr_live.triggers.rules import trigger_rules
 from mbr_live.types import MbrError
 from mbr_live.video.sources import VideoFile
-from mbr_live.wire.sockets import free_endpoint
+from mbr_live.wire.sockets import free_endpoints
 from mbr_live.wire.status import StatusSubscriber
 
 SYSTEM_FILE = "system.json"  # the configuration as the processes read it
@@ -176,6 +176,12 @@ def _over(system: System, stop: Stop, seconds: float | None) -> Callable[[], boo
     return over
 
 
+def free_wire() -> Wire:
+    """Addresses on this machine that are free at the moment."""
+    frames, status = free_endpoints(2)
+    return Wire(frames=frames, status=status)
+
+
 def replay_config(
     videos: Sequence[Path],
     out: Path,
@@ -204,7 +210,7 @@ def replay_config(
         )
         for number, video in enumerate(videos)
     )
-    wire = Wire(frames=free_endpoint(), status=free_endpoint())
+    wire = free_wire()
     return Config(
         out=out.resolve(), bundle=bundle.resolve(), calibration=out.resolve() / "calibration", wire=wire, camera=cameras
     )

@@ -80,7 +80,7 @@ def last_frame(path: Path) -> int:
     """The last frame of a label log, which may be written to meanwhile; -1 where there is none."""
     try:
         newest = _opened(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return -1
     segments = closed_segments(path)  # after `newest` was opened, as in `read_labels`
     if newest is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
@@ -9,10 +11,11 @@ from mbr_live.keys import Keys
 from mbr_live.types import MbrError
 
 
-def free_endpoint() -> str:
-    """An address on this machine that is free at the moment."""
-    with zmq.Context() as context, context.socket(zmq.PULL) as socket:
-        return f"tcp://127.0.0.1:{socket.bind_to_random_port('tcp://127.0.0.1')}"
+def free_endpoints(count: int) -> list[str]:
+    """Addresses on this machine that are free at the moment, each another."""
+    with zmq.Context() as context, ExitStack() as stack:
+        sockets = [stack.enter_context(context.socket(zmq.PULL)) for _ in range(count)]
+        return [f"tcp://127.0.0.1:{socket.bind_to_random_port('tcp://127.0.0.1')}" for socket in sockets]
 
 
 def bounded_socket(

@@ -14,13 +14,12 @@ from pathlib import Path
 from chaos_scenarios.counting import Outcome, count_frames, count_told
 from chaos_scenarios.ear import Ear
 from chaos_scenarios.receivers import Receiver, count_pulses, count_triggers, with_triggers
-from mbr_live.config import DEMO_BUNDLE, Camera, Config, Recording, Simulated, Wire
-from mbr_live.live.run import SYSTEM_FILE, System
+from mbr_live.config import DEMO_BUNDLE, Camera, Config, Recording, Simulated
+from mbr_live.live.run import SYSTEM_FILE, System, free_wire
 from mbr_live.processes import Child
 from mbr_live.status import read_output_status
 from mbr_live.trigger_config import AnyOutput
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
-from mbr_live.wire.sockets import free_endpoint
 from mbr_live.wire.status import StatusSubscriber
 
 WARM_S = 16.0  # until labels come: the crop window settles, the network warms up
@@ -37,7 +36,7 @@ class Watching:
 
 def system_config(out: Path, *cameras: Camera) -> Config:
     """A system with free addresses."""
-    wire = Wire(frames=free_endpoint(), status=free_endpoint())
+    wire = free_wire()
     return Config(out=out, bundle=DEMO_BUNDLE, wire=wire, camera=cameras)
 
 
