@@ -18,7 +18,8 @@ from mbr_live.simulation.camera import record
 ROOT = Path(__file__).resolve().parent.parent
 
 # How long an example takes says more of how busy the machine is than of the product.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# Based on hypothesis's own profile, which on CI takes the same examples in every run, and elsewhere others each time.
+settings.register_profile("any machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 

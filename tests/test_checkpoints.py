@@ -28,7 +28,8 @@ nan = math.nan
 
 
 def frame(index: int, labels: tuple[int, int], p: float = 0.5) -> Decision:
-    return Decision("cage", index, index, ORIGIN_NS + index * TICK_NS, Status.OK, 10.0, 20.5, (p, 1 - p), labels)
+    other_p = round(1 - p, 6)  # as the pipeline rounds
+    return Decision("cage", index, index, ORIGIN_NS + index * TICK_NS, Status.OK, 10.0, 20.5, (p, other_p), labels)
 
 
 def unknown(index: int, status: Status, ticks: int = 1) -> Decision:
@@ -90,7 +91,7 @@ def test_going_on_from_a_checkpoint_is_going_on_from_the_rows(
         for number, (what, count, detail) in enumerate([*script, ("closed", 0, LABELS)]):
             if what == "frames":
                 for _ in range(count):
-                    p = round(0.5 + number / 100 + log.last_index / 3000, 6) % 1
+                    p = round((0.5 + number / 100 + log.last_index / 3000) % 1, 6)
                     log.write(frame(log.last_index + 1, detail, p))  # type: ignore[arg-type]
             elif what == "unknown":
                 for _ in range(count):
