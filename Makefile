@@ -30,9 +30,9 @@ check: .venv/development
 	$(BIN)/python -m pip install --quiet --editable '.[train,dev]'
 	@touch $@ .venv/run-time
 
-# Real servers for the tests (cameras by RTSP, an MQTT broker, a database), where they can be had; without them tests skip,
+# What tests talk to (cameras by RTSP, an MQTT broker, a database) and a compiler, where they can be had; else tests skip,
 # and say so.
-SERVERS := aravis-tools mosquitto postgresql gir1.2-gst-rtsp-server-1.0 python3-gst-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
+SERVERS := aravis-tools g++ mosquitto postgresql gir1.2-gst-rtsp-server-1.0 python3-gst-1.0 gstreamer1.0-plugins-base gstreamer1.0-plugins-good \
 	gstreamer1.0-plugins-ugly
 .venv/servers: .venv/bin/python
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \

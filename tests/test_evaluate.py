@@ -638,7 +638,7 @@ document.body.dataset.said = JSON.stringify(said);
 def test_the_report_works_in_a_browser(run: Path) -> None:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
-        pytest.skip("no chromium on this machine")
+        pytest.skip("no chromium here (Debian: apt-get install chromium)")
     page = run / "used.html"
     page.write_text((run / "report" / "report.html").read_text().replace("</body>", USED + "</body>"))
     command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]

@@ -35,7 +35,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a library that answers as the driver of two GPUs."""
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler")
+        pytest.skip("no C compiler here (Debian: apt-get install gcc)")
     folder = tmp_path_factory.mktemp("driver")
     (folder / "stub.c").write_text(STUB)
     subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "libcuda.so.1", folder / "stub.c"], check=True)

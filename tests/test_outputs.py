@@ -480,7 +480,7 @@ def test_a_broker_that_wants_a_password_gets_it_from_a_file_or_is_an_error_at_st
     users = tmp_path / "users"
     maker = shutil.which("mosquitto_passwd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     if maker is None:
-        pytest.skip("mosquitto_passwd is not installed")
+        pytest.skip("mosquitto_passwd is not installed (Debian: apt-get install mosquitto)")
     subprocess.run([maker, "-b", "-c", users, "lab", "right"], check=True, capture_output=True)
     users.chmod(0o644)
     tmp_path.chmod(0o755)

@@ -34,7 +34,7 @@ def patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def sketch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = shutil.which("g++")
     if compiler is None:
-        pytest.skip("g++ is not installed: the sketch is not tried")
+        pytest.skip("g++ is not installed (Debian: apt-get install g++): the sketch is not tried")
     program = tmp_path_factory.mktemp("sketch") / "box"
     shim, source = ROOT / "tests" / "arduino_shim.h", ROOT / "docs" / "mbr_ttl" / "mbr_ttl.ino"
     subprocess.run([compiler, "-Wall", "-Werror", "-include", shim, "-x", "c++", source, "-o", program], check=True)
