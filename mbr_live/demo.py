@@ -25,7 +25,7 @@ from mbr_live.simulation.camera import Simulation
 from mbr_live.sinks.label_log import LABELS_SUFFIX, LabelRow, read_labels
 from mbr_live.sinks.run_manifest import RUN_SUFFIX, read_run
 from mbr_live.types import RATE_FPS, UNKNOWN, MbrError
-from mbr_live.video.sources import JOURNAL_SUFFIX
+from mbr_live.video.journal import JOURNAL_SUFFIX
 
 # Seeds whose first half minute shows both behaviours; the model was not trained on them.
 SCENES: tuple[tuple[ConditionName, int], ...] = (("box", 9219), ("clutter", 9318), ("dark", 9372))

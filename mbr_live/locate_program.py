@@ -14,7 +14,7 @@ from mbr_live.locks import held
 from mbr_live.progress import tracked
 from mbr_live.stages.locate import initial_state, locate
 from mbr_live.types import Image, MbrError, Sighting
-from mbr_live.video.sources import open_video, sampled
+from mbr_live.video.sources import VideoFile, sampled
 
 HEADER = "frame,source_frame,time_s,x_px,y_px,confidence,found"
 STILLS_HEADER = f"{HEADER},file"
@@ -55,7 +55,7 @@ def _check_replaceable(out: Path) -> None:
 def _video_rows(path: Path) -> Iterator[tuple[str, bool]]:
     if path.is_dir():
         raise MbrError(f"{path}: this is a folder. For a folder of unrelated pictures give --stills.")
-    video, state, last_s = open_video(path), initial_state(), 0.0
+    video, state, last_s = VideoFile(path), initial_state(), 0.0
     duration_s = video.declared_s
     for frame in tracked(sampled(video, video.name), path.name, int(duration_s * 10) if duration_s else None):
         sighting, state = locate(frame.pixels, state)

@@ -95,7 +95,7 @@ def test_positions_that_another_process_is_writing_are_left_to_it(
                     assert refused.returncode == 2 and "another process is writing these" in refused.stderr
                 yield frame
 
-    monkeypatch.setattr(locate_program, "open_video", lambda path: Meddled())
+    monkeypatch.setattr(locate_program, "VideoFile", lambda path: Meddled())
     locate_program.locate_program(box_video, out, stills=False)
     assert len(out.read_text().splitlines()) == 121
     assert list(tmp_path.iterdir()) == [out]

@@ -25,7 +25,7 @@ from mbr_live.live.run import System
 from mbr_live.sinks.label_log import read_labels
 from mbr_live.sinks.run_manifest import read_run
 from mbr_live.types import Image, MbrError
-from mbr_live.video.sources import open_video, sampled
+from mbr_live.video.sources import VideoFile, sampled
 
 
 def system_file(folder: Path, source: str, head: str = "") -> Path:
@@ -78,7 +78,7 @@ def test_arena_and_scale_are_taken_from_the_user(box_video: Path, tmp_path: Path
 
 
 def test_the_round_arena_of_a_real_recording(realdata: Path) -> None:
-    frames = sampled(open_video(realdata / "topview_arena" / "mouse_video.mp4"), "c")
+    frames = sampled(VideoFile(realdata / "topview_arena" / "mouse_video.mp4"), "c")
     arena = find_arena(median([frame.pixels for frame in islice(frames, 0, 300, 30)]))
     assert isinstance(arena, Circle)
     assert math.dist((arena.x_px, arena.y_px), (310, 234)) < 6  # measured by hand in the picture
@@ -86,7 +86,7 @@ def test_the_round_arena_of_a_real_recording(realdata: Path) -> None:
 
 
 def test_a_room_is_no_arena(realdata: Path) -> None:
-    frames = sampled(open_video(next((realdata / "cylinder").rglob("*.mp4"))), "c")
+    frames = sampled(VideoFile(next((realdata / "cylinder").rglob("*.mp4"))), "c")
     arena = find_arena(next(frames).pixels)
     assert arena is None or arena.length_px < 1000  # not the whole picture
 
@@ -116,7 +116,7 @@ def test_arenas_in_words() -> None:
 def test_an_alarm_reaches_log_status_and_labels(box_video: Path, tmp_path: Path) -> None:
     """A lens that is covered, and uncovered again."""
     film = tmp_path / "film.mkv"
-    shown = [frame.pixels for frame in islice(sampled(open_video(box_video), "c"), 20)]
+    shown = [frame.pixels for frame in islice(sampled(VideoFile(box_video), "c"), 20)]
     write_video(film, [*shown, *[np.zeros_like(shown[0])] * 120, *shown * 6])
     config = system_config(tmp_path / "live", Camera(name="cage", source=VideoSource(kind="file", path=film)))
     log = config.out / "cage.camera.csv"

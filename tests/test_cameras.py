@@ -41,7 +41,8 @@ from mbr_live.sinks.label_log import gap_ranges, read_labels
 from mbr_live.sinks.run_manifest import read_run
 from mbr_live.stages.sampler import SamplerState
 from mbr_live.types import MbrError
-from mbr_live.video.sources import Recording, read_journal
+from mbr_live.video.journal import read_journal
+from mbr_live.video.recording import Recording
 
 
 @pytest.fixture(scope="module")

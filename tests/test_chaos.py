@@ -21,7 +21,7 @@ from trigger_rig import HEADER
 from mbr_live.config import Config
 from mbr_live.status import LabelMessage
 from mbr_live.triggers.log import COLUMNS, Summary
-from mbr_live.video.sources import JOURNAL_HEADER
+from mbr_live.video.journal import JOURNAL_HEADER
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = [0, 0, 1, 1, 0, 0]  # of grooming; an onset at 2, an offset at 4

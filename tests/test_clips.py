@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -20,13 +20,30 @@ from mbr_live.types import TICK_NS, Frame
 from mbr_live.video import clips_program
 from mbr_live.video.clips import Clip, clips_of, cut
 from mbr_live.video.clips_program import Follower
+from mbr_live.video.journal import JOURNAL_HEADER
 from mbr_live.video.recorder import Recorder
-from mbr_live.video.sources import JOURNAL_HEADER, Recording, VideoFile, sampled
+from mbr_live.video.recording import Recording
+from mbr_live.video.sources import VideoFile, sampled
 
 
 def pictures(path: Path) -> list[np.ndarray]:
     with av.open(str(path)) as container:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def recorded(folder: Path, first: int, end: int, exit_status: Literal["running", "complete"]) -> None:
+    """A session of `end` frames, recorded from `first` on into files of five seconds; grey levels tell frames apart."""
+    recorder = Recorder(folder, "cage", "lossless", Settings(min_free_gb=0, segment_minutes=1 / 12))
+    journal = "".join(f"{tick},{tick},{tick * TICK_NS}\n" for tick in range(end))
+    (folder / "cage.frames.csv").write_text(f"{JOURNAL_HEADER}\n{journal}")
+    for tick in range(first, end):
+        recorder.keep(Frame("cage", tick, tick, tick * TICK_NS, 0, np.full((32, 32, 3), tick % 200, np.uint8)))
+    recorder.close()
+    run = RunManifest(
+        recording="cage", mode="live", exit_status=exit_status, started="", bundle="", bundle_sha256="", engine="",
+        versions={}, sources=[],
+    )  # fmt: skip
+    write_run(folder / "cage.run.json", run)
 
 
 def with_bouts(folder: Path, name: str, *bouts: tuple[str, int, int]) -> None:
@@ -90,17 +107,7 @@ def test_a_running_session_gives_clips_of_what_is_closed(box_video: Path, tmp_pa
 
 def test_only_files_that_hold_pictures_of_new_clips_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bout that found no room, one before the first picture in part, two in one file, one far behind."""
-    recorder = Recorder(tmp_path, "cage", "lossless", Settings(min_free_gb=0, segment_minutes=1 / 12))
-    journal = "".join(f"{tick},{tick},{tick * TICK_NS}\n" for tick in range(600))
-    (tmp_path / "cage.frames.csv").write_text(f"{JOURNAL_HEADER}\n{journal}")
-    for tick in range(100, 600):
-        recorder.keep(Frame("cage", tick, tick, tick * TICK_NS, 0, np.full((32, 32, 3), tick % 200, np.uint8)))
-    recorder.close()
-    run = RunManifest(
-        recording="cage", mode="live", exit_status="running", started="", bundle="", bundle_sha256="", engine="",
-        versions={}, sources=[],
-    )  # fmt: skip
-    write_run(tmp_path / "cage.run.json", run)
+    recorded(tmp_path, 100, 600, "running")
     read: list[int] = []
     frames = Recording.frames
 
@@ -162,17 +169,7 @@ def test_a_system_in_which_nothing_is_new_is_left_alone(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("found", ["nothing", "no header", "no end"])
 def test_a_damaged_file_costs_its_own_clips_alone(found: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Said, and the clips of all other files are cut, by the command as by a running system, which reads it once."""
-    recorder = Recorder(tmp_path, "cage", "lossless", Settings(min_free_gb=0, segment_minutes=1 / 12))
-    journal = "".join(f"{tick},{tick},{tick * TICK_NS}\n" for tick in range(200))
-    (tmp_path / "cage.frames.csv").write_text(f"{JOURNAL_HEADER}\n{journal}")
-    for tick in range(200):
-        recorder.keep(Frame("cage", tick, tick, tick * TICK_NS, 0, np.full((32, 32, 3), tick, np.uint8)))
-    recorder.close()
-    run = RunManifest(
-        recording="cage", mode="live", exit_status="complete", started="", bundle="", bundle_sha256="", engine="",
-        versions={}, sources=[],
-    )  # fmt: skip
-    write_run(tmp_path / "cage.run.json", run)
+    recorded(tmp_path, 0, 200, "complete")
     with_bouts(tmp_path, "cage", *(("grooming", start, start + 4) for start in (20, 60, 120, 170)))
     (tmp_path / "cage.labels.csv").write_text("frame,source_frame,time_ns,status,x_px,y_px,p_grooming,grooming\n")
     file = tmp_path / "cage.50.mkv"

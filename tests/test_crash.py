@@ -17,7 +17,7 @@ from mbr_live.processes import Child
 from mbr_live.simulation.camera import record
 from mbr_live.sinks.label_log import gap_ranges, read_labels
 from mbr_live.sinks.run_manifest import read_run
-from mbr_live.video.sources import read_journal
+from mbr_live.video.journal import read_journal
 
 KILLS = 20
 VIDEO_S = 120

@@ -22,7 +22,7 @@ from mbr_live.status import CameraStatus, SystemStatus, parse_status
 from mbr_live.trigger_config import SerialOutput, Trigger, Watchdog
 from mbr_live.triggers.log import read_receipts
 from mbr_live.triggers.outputs.simulated_box import SimulatedBox
-from mbr_live.video.sources import read_journal
+from mbr_live.video.journal import read_journal
 from mbr_live.wire.messages import FrameHeader, own_clock
 from mbr_live.wire.status import StatusSubscriber
 

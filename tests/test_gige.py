@@ -20,7 +20,8 @@ from mbr_live.cameras.gige import GigE, as_rgb
 from mbr_live.cameras.log import read_events, read_outages
 from mbr_live.config import Camera, GigECamera
 from mbr_live.processes import Child
-from mbr_live.video.sources import Recording, read_journal
+from mbr_live.video.journal import read_journal
+from mbr_live.video.recording import Recording
 
 FAKE = shutil.which("arv-fake-gv-camera-0.8")
 ADDRESS = "127.0.0.1"

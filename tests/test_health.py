@@ -31,7 +31,7 @@ from mbr_live.simulation.camera import Simulation
 from mbr_live.stages.blindness import FROZEN_FRAMES, BlindState, is_blind
 from mbr_live.stages.sampler import SamplerState
 from mbr_live.types import Image
-from mbr_live.video.sources import open_video, sampled
+from mbr_live.video.sources import VideoFile, sampled
 
 Change = Callable[[Image], Image]
 
@@ -82,7 +82,7 @@ def test_a_changed_picture_is_noticed(pictures: list[Image], change: Change, ala
 
 @pytest.mark.parametrize("video", ["topview_arena/mouse_video.mp4", "openfield/m3v1mp4.mp4"])
 def test_changes_of_real_pictures_are_noticed(video: str, realdata: Path) -> None:
-    real = [frame.pixels for frame in islice(sampled(open_video(realdata / video), "c"), 0, 450, 10)]
+    real = [frame.pixels for frame in islice(sampled(VideoFile(realdata / video), "c"), 0, 450, 10)]
     reference = make_reference(real[:15])
     assert reference.structure is not None
     for change, alarms in CHANGES:
@@ -234,6 +234,6 @@ def test_no_real_picture_is_blind(realdata: Path) -> None:
     for few in by_folder.values():
         for video in few[:: max(1, len(few) // 3)]:
             state = BlindState()
-            for frame in islice(sampled(open_video(video), "c"), 40):
+            for frame in islice(sampled(VideoFile(video), "c"), 40):
                 blind, state = is_blind(frame.pixels, state)
                 assert not blind, (video, frame.index, state.why)

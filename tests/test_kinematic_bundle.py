@@ -95,7 +95,7 @@ def pipeline(moves: Bundle) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def frames(box_video: Path) -> list[Frame]:
-    found = sources.sampled(sources.open_video(box_video), "a")
+    found = sources.sampled(sources.VideoFile(box_video), "a")
     return [replace(frame, pixels=frame.pixels.copy()) for frame in found]
 
 
@@ -197,7 +197,7 @@ def test_training_sees_what_the_pipeline_sees(pipeline: Pipeline, cache: Path, t
     (video,) = video_files(plan.all_recordings()[0], cache)
     seen = {
         decision.index: state.features
-        for decision, state in passed(pipeline, list(sources.sampled(sources.open_video(video), "a")))
+        for decision, state in passed(pipeline, list(sources.sampled(sources.VideoFile(video), "a")))
         if decision.status in (Status.OK, Status.WARMUP)
     }
     assert list(seen) == recording.ticks.tolist()

@@ -27,7 +27,7 @@ from mbr_live.stages.locate import (
     window_px,
 )
 from mbr_live.types import CROP_PX, Image, MbrError, Sighting
-from mbr_live.video.sources import open_video, sampled
+from mbr_live.video.sources import VideoFile, sampled
 
 HEIGHT, WIDTH = 480, 640
 REALDATA = Path(os.environ.get("MBR_REALDATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -286,7 +286,7 @@ def test_real_top_view_follows_the_tracked_positions() -> None:
     with real("topview_arena", "positions.csv").open() as file:
         truth = {int(float(r["frame"])) - 1: (float(r["pos_x"]), float(r["pos_y"])) for r in csv.DictReader(file)}
     errors, state = [], initial_state()
-    for frame in sampled(open_video(real("topview_arena", "mouse_video.mp4")), "camera"):
+    for frame in sampled(VideoFile(real("topview_arena", "mouse_video.mp4")), "camera"):
         if frame.index == 700:
             break
         sighting, state = locate(frame.pixels, state)
@@ -300,7 +300,7 @@ def test_real_top_view_follows_the_tracked_positions() -> None:
 @pytest.mark.parametrize(("camera", "chunk"), [("camera_L", "03500.mp4"), ("camera_E", "17500.mp4")])
 def test_real_cylinder_finds_the_mouse_among_dark_tripods(camera: str, chunk: str) -> None:
     small, found, state = [], [], initial_state()
-    for frame in sampled(open_video(real("cylinder", camera, chunk)), "camera"):
+    for frame in sampled(VideoFile(real("cylinder", camera, chunk)), "camera"):
         sighting, state = locate(frame.pixels, state)
         small.append(cv2.cvtColor(cv2.resize(frame.pixels, (221, 174)), cv2.COLOR_RGB2GRAY))
         found.append((sighting.x_px, sighting.y_px))
@@ -321,7 +321,7 @@ def test_real_white_rats_are_found_without_history() -> None:
     hits = []
     for path in sorted(real("rat_clips").glob("*/*.mkv"))[::20]:
         state = initial_state()
-        for frame in sampled(open_video(path), "camera"):
+        for frame in sampled(VideoFile(path), "camera"):
             sighting, state = locate(frame.pixels, state)
             grey = cv2.cvtColor(frame.pixels[::9, ::9].copy(), cv2.COLOR_RGB2GRAY)
             bright = (cv2.blur(grey, (5, 5)) > 60).astype(np.uint8)

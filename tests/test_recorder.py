@@ -21,8 +21,8 @@ from mbr_live.sinks.label_log import read_labels
 from mbr_live.sinks.run_manifest import read_run
 from mbr_live.types import Frame, MbrError
 from mbr_live.video.recorder import Form, Recorder
+from mbr_live.video.recording import Recording
 from mbr_live.video.segments import INDEX_SUFFIX, Segment, part_of, read_index, segments_of
-from mbr_live.video.sources import Recording
 
 SHORT = config.Recording(segment_minutes=1 / 60, min_free_gb=0)  # ten pictures a file
 

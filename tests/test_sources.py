@@ -12,18 +12,19 @@ import pytest
 
 from mbr_live.live.capture import Journal
 from mbr_live.types import Frame, Image, MbrError
-from mbr_live.video.sources import JoinedFiles, journal_ends, open_video, pictures_at, read_journal, sampled
+from mbr_live.video.journal import journal_ends, read_journal
+from mbr_live.video.sources import JoinedFiles, VideoFile, pictures_at, sampled
 
 
 def test_a_file_delivers_every_frame_at_its_presentation_time(clutter_video: Path) -> None:
-    frames = [(frame.number, frame.time_ns) for frame in open_video(clutter_video)]
+    frames = [(frame.number, frame.time_ns) for frame in VideoFile(clutter_video)]
     rate = Fraction(30000, 1001)
     assert frames == [(n, round(n / rate * 1_000_000_000)) for n in range(len(frames))]
     assert len(frames) == round(12 * rate)
 
 
 def test_sampled_frames_of_29_97_fps_do_not_drift(clutter_video: Path) -> None:
-    for frame in sampled(open_video(clutter_video), "c"):
+    for frame in sampled(VideoFile(clutter_video), "c"):
         assert abs(frame.time_ns - frame.index * 100_000_000) <= 17_000_000
 
 
@@ -40,8 +41,8 @@ def test_variable_frame_rate(tmp_path: Path) -> None:
             picture.pts, picture.time_base = time_ms, Fraction(1, 1000)
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
-    assert [frame.time_ns // 1_000_000 for frame in open_video(path)] == times_ms
-    assert [(f.index, f.source_frame) for f in sampled(open_video(path), "c")] == [
+    assert [frame.time_ns // 1_000_000 for frame in VideoFile(path)] == times_ms
+    assert [(f.index, f.source_frame) for f in sampled(VideoFile(path), "c")] == [
         (0, 0), (2, 3), (3, 5), (6, 7), (7, 8),
     ]  # fmt: skip
 
@@ -67,7 +68,7 @@ def film(path: Path, codec: str = "libx264", frames: int = 100, start: int = 0, 
 def test_times_count_from_the_first_frame_wherever_it_lies(name: str, tmp_path: Path) -> None:
     """As in files of a segment muxer that keeps its times: whole, though their headers say 254 s of some."""
     path = film(tmp_path / name, "msmpeg4v2" if name.endswith("wmv") else "libx264", start=250 * 25, bf="0")
-    video = open_video(path)
+    video = VideoFile(path)
     times_ns = [frame.time_ns for frame in video]
     assert len(times_ns) == 100 and times_ns[0] == 0
     assert video.times_ns().tolist() == times_ns
@@ -80,7 +81,7 @@ def test_a_file_that_is_cut_off_is_refused_wherever_it_begins(start: int, tmp_pa
     content = path.read_bytes()
     (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 3])
     with pytest.raises(MbrError, match=r"cut\.mkv: the file promises frames to .* It is cut off"):
-        list(open_video(tmp_path / "cut.mkv"))
+        list(VideoFile(tmp_path / "cut.mkv"))
 
 
 @pytest.mark.parametrize(("degrees", "bar"), [(0, "left"), (90, "bottom"), (180, "right"), (270, "top")])
@@ -94,7 +95,7 @@ def test_pictures_are_turned_as_players_show_them(degrees: int, bar: str, tmp_pa
             if packet.dts is not None:
                 packet.stream = stream
                 target.mux(packet)
-    (frame,) = open_video(path)
+    (frame,) = VideoFile(path)
     bright = frame.picture()[:, :, 0] > 130
     assert bright.shape == ((48, 64) if degrees % 180 == 0 else (64, 48))
     edges = {"left": bright[:, :4], "right": bright[:, -4:], "top": bright[:4], "bottom": bright[-4:]}
@@ -123,22 +124,22 @@ def with_sound(pictures: Path, path: Path, sound_s: int) -> Path:
 def test_sound_may_last_longer_than_the_pictures(suffix: str, tmp_path: Path) -> None:
     pictures = film(tmp_path / f"pictures{suffix}", "mpeg4")
     path = with_sound(pictures, tmp_path / f"both{suffix}", sound_s=20)
-    assert len([frame.time_ns for frame in open_video(path)]) == 100
+    assert len([frame.time_ns for frame in VideoFile(path)]) == 100
     content = path.read_bytes()
     if suffix == ".mkv":  # the other does not say how long it is once it is cut
         path.write_bytes(content[: len(content) // 2])
         with pytest.raises(MbrError, match="It is cut off"):
-            list(open_video(path))
+            list(VideoFile(path))
 
 
 def test_a_file_that_does_not_say_how_long_it_is_may_be_cut_off(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = film(tmp_path / "old.wmv", "wmv2")
-    assert len(list(open_video(path))) == 100 and not caplog.text
+    assert len(list(VideoFile(path))) == 100 and not caplog.text
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    count = len(list(open_video(path)))
+    count = len(list(VideoFile(path)))
     assert 0 < count < 100
     assert f"so it may be cut off: {count} frames were read, to " in caplog.text
 
@@ -170,7 +171,7 @@ def test_times_are_those_of_the_frames_of_an_excerpt(codec: str, suffix: str, wh
     with av.open(str(whole)) as container:
         keys = [n for n, packet in enumerate(container.demux(video=0)) if packet.is_keyframe]
     first_packet = keys[2] if where == "at a key frame" else keys[1] + 5
-    part = open_video(excerpt(whole, tmp_path / f"excerpt{suffix}", first_packet))
+    part = VideoFile(excerpt(whole, tmp_path / f"excerpt{suffix}", first_packet))
     joined = JoinedFiles("twice", [part, part])
     times_ns = [frame.time_ns for frame in joined]
     assert 80 < len(times_ns) <= 2 * (100 - first_packet)
@@ -185,7 +186,7 @@ def bar_in(pixels: Image) -> int:
 @pytest.mark.parametrize("bf", ["3", "16"])
 def test_pictures_of_an_avi_file_have_their_own_times_whatever_their_order_in_it(bf: str, tmp_path: Path) -> None:
     path = film(tmp_path / "reordered.avi", x264_params=f"bframes={bf}:b-adapt=0:keyint=60:scenecut=0")
-    video = open_video(path)
+    video = VideoFile(path)
     assert [abs(bar_in(frame.picture()) - frame.number % 48) < 3 for frame in video] == [True] * 100
     times_ns = [frame.time_ns for frame in video]
     assert times_ns == [n * 40_000_000 for n in range(100)] == video.times_ns().tolist()
@@ -200,9 +201,9 @@ def test_a_clock_that_was_set_back_is_told(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"whole{suffix}"
     path.write_bytes(piece.read_bytes() * 2)
     with pytest.raises(MbrError, match=r"frame 100 is said to be of 0\.000 s, but .* of 3\.960 s.*ffmpeg -r 25 -i /"):
-        list(open_video(path))
+        list(VideoFile(path))
     with pytest.raises(MbrError, match=r"frame 100 is said to be of 0\.000 s"):
-        open_video(path).times_ns()
+        VideoFile(path).times_ns()
 
 
 @pytest.mark.parametrize(("days", "refused"), [(6, False), (20_000, True)])
@@ -218,28 +219,28 @@ def test_a_clock_that_was_set_far_ahead_is_told(days: int, refused: bool, tmp_pa
                 target.mux(packet)
     if refused:
         with pytest.raises(MbrError, match="frame 50 is said to be of 1728000002"):
-            list(open_video(path))
+            list(VideoFile(path))
     else:
-        assert len(list(open_video(path))) == 100
+        assert len(list(VideoFile(path))) == 100
 
 
 def test_a_stream_without_times_is_told(tmp_path: Path) -> None:
     path = film(tmp_path / "it is raw.h264")
     with pytest.raises(MbrError, match=r"frame 0 has no presentation time.*ffmpeg -r 25 -i '/.*raw\.h264' -qp 0"):
-        list(open_video(path))
+        list(VideoFile(path))
 
 
 def test_joined_files_go_on_where_the_one_before_ended(box_video: Path) -> None:
-    joined = JoinedFiles("twice", [open_video(box_video), open_video(box_video)])
+    joined = JoinedFiles("twice", [VideoFile(box_video), VideoFile(box_video)])
     frames = [(frame.number, frame.time_ns) for frame in joined]
     assert frames == [(n, n * 100_000_000) for n in range(240)]
     assert joined.estimated_frames == 240
 
 
 def test_files_of_different_size_are_not_joined(box_video: Path, realdata: Path) -> None:
-    other = open_video(realdata / "home_cage_bedded" / "minimal_top.mp4")
+    other = VideoFile(realdata / "home_cage_bedded" / "minimal_top.mp4")
     with pytest.raises(MbrError, match="one frame size"):
-        JoinedFiles("mixed", [open_video(box_video), other])
+        JoinedFiles("mixed", [VideoFile(box_video), other])
 
 
 def pictures(count: int) -> list[np.ndarray]:

@@ -52,9 +52,9 @@ def main() -> None:
 
 def decode_only(video: Path) -> int:
     """Decode every frame and make the picture of those that 10 fps sampling keeps; returns how many it keeps."""
-    from mbr_live.video.sources import open_video, sampled
+    from mbr_live.video.sources import VideoFile, sampled
 
-    return sum(1 for _ in sampled(open_video(video), "bench"))
+    return sum(1 for _ in sampled(VideoFile(video), "bench"))
 
 
 def features_only(bundle: Path, kind: EngineKind, frames: int) -> None:

@@ -38,7 +38,7 @@ from mbr_live.training.networks import temporal_of
 from mbr_live.training.preparation import prepare
 from mbr_live.training.temporal import TemporalModel
 from mbr_live.types import MbrError
-from mbr_live.video.sources import open_video, sampled
+from mbr_live.video.sources import VideoFile, sampled
 
 DATASET = """
 name = "bench"
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--window-px", type=int, default=160)
     arguments = parser.parse_args()
     video = arguments.video.resolve()
-    frames = [frame.source_frame for frame in sampled(open_video(video), "bench")]
+    frames = [frame.source_frame for frame in sampled(VideoFile(video), "bench")]
     all_frames = arguments.files * len(frames)
     title = f"{arguments.files} x {video.name}: {all_frames} frames at 10 fps, median of {arguments.rounds} rounds"
     table = Table(title=title)

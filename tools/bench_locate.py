@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from mbr_live.stages.locate import LocateState, crop, initial_state, locate, window_px
 from mbr_live.types import Image, Sighting
-from mbr_live.video.sources import open_video, sampled
+from mbr_live.video.sources import VideoFile, sampled
 
 SMALL_PX = 214  # references and sheets work on pictures of this width
 LATE_FRAMES = 50
@@ -69,7 +69,7 @@ def follow(files: Iterable[Path], joined: bool, keep_crops: bool) -> Run:
     state: LocateState = initial_state()
     for file in files:
         state = state if joined else initial_state()
-        for count, frame in enumerate(sampled(open_video(file), "bench")):
+        for count, frame in enumerate(sampled(VideoFile(file), "bench")):
             pixels = frame.pixels
             start = time.process_time()
             sighting, state = locate(pixels, state)

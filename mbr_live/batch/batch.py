@@ -28,7 +28,9 @@ from mbr_live.sinks.label_segments import closed_segments, segment_folder
 from mbr_live.sinks.run_manifest import RUN_SUFFIX, RunManifest, read_run, versions, write_run
 from mbr_live.sinks.session_log import SessionLog
 from mbr_live.types import Decision, Frame, MbrError, SourceFrame
-from mbr_live.video.sources import JOURNAL_SUFFIX, JoinedFiles, Recording, Source, VideoFile, sampled
+from mbr_live.video.journal import JOURNAL_SUFFIX
+from mbr_live.video.recording import Recording
+from mbr_live.video.sources import JoinedFiles, Source, VideoFile, sampled
 
 AHEAD_FRAMES = 8  # decoded ahead: enough to keep all threads busy, little enough to stay small
 TOGETHER_FRAMES = 32  # seen ahead, and at most computed in one call, at whose end the threads of the engine wait

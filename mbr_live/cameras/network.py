@@ -20,7 +20,7 @@ from mbr_live.cameras.clocks import Clock, EpochClock, align
 from mbr_live.cameras.errors import CameraLost, Cause
 from mbr_live.config import MjpegCamera, NetworkCamera, RtspCamera
 from mbr_live.types import MbrError, SourceFrame
-from mbr_live.video.sources import Picture
+from mbr_live.video.decoding import Picture
 
 AFTER_WATCHDOG_S = 1.0  # so that the watchdog says why, and the abandoned thread ends soon after
 

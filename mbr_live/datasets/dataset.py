@@ -288,7 +288,7 @@ def annotated(
 
 def _clip_annotations(clip: Clip, behaviours: tuple[str, ...]) -> tuple[Annotations, tuple[Finding, ...]]:
     try:
-        frames = len(sources.open_video(clip.video).times_ns())
+        frames = len(sources.VideoFile(clip.video).times_ns())
     except MbrError as error:
         return _unlabelled(behaviours), (Finding("missing_video", str(error)),)
     of_class = np.array([name in clip.shown for name in behaviours], np.int8)
@@ -332,7 +332,7 @@ def sampled_frames(spec: RecordingSpec, cache: Path | None = None) -> NDArray[np
 
 def _times_ns(spec: RecordingSpec, files: Sequence[Path]) -> NDArray[np.int64]:
     """Presentation times of all source frames, int64 [N]."""
-    return sources.JoinedFiles(spec.name, [sources.open_video(file) for file in files]).times_ns()
+    return sources.JoinedFiles(spec.name, [sources.VideoFile(file) for file in files]).times_ns()
 
 
 def video_files(spec: RecordingSpec, cache: Path | None = None) -> tuple[Path, ...]:

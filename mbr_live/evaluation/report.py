@@ -240,7 +240,7 @@ def _pictures(truth: Truth, times_ns: Mapping[int, int]) -> dict[int, Image]:
     """The source frames of a recording that are the keys of `times_ns`, by number."""
     if not truth.videos:
         raise MbrError("the dataset names no video of it, so its moments are not shown.")
-    files = [sources.open_video(path) for path in truth.videos]
+    files = [sources.VideoFile(path) for path in truth.videos]
     if len(files) == 1:
         at = sources.pictures_at(files[0].path, set(times_ns.values()))
         if len(at) == len(set(times_ns.values())):

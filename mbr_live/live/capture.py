@@ -29,8 +29,8 @@ from mbr_live.processes import begin_afresh, end_now, notify, stop_signal
 from mbr_live.stages.blindness import BlindState, is_blind
 from mbr_live.stages.sampler import SamplerState
 from mbr_live.types import Frame
+from mbr_live.video.journal import JOURNAL_HEADER, JOURNAL_SUFFIX, journal_ends
 from mbr_live.video.recorder import Recorder
-from mbr_live.video.sources import JOURNAL_HEADER, JOURNAL_SUFFIX, journal_ends
 from mbr_live.wire.frames import FrameSender
 from mbr_live.wire.messages import CaptureCounts
 

@@ -39,7 +39,7 @@ from mbr_live.sinks.label_log import LABELS_SUFFIX, last_frame
 from mbr_live.sinks.run_manifest import RUN_SUFFIX, left_run
 from mbr_live.triggers.output import check_outputs
 from mbr_live.types import RATE_FPS, EngineKind, MbrError
-from mbr_live.video.sources import JOURNAL_SUFFIX
+from mbr_live.video.journal import JOURNAL_SUFFIX
 from mbr_live.wire.frames import FrameReceiver
 from mbr_live.wire.status import StatusPublisher
 

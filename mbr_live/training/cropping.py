@@ -33,9 +33,8 @@ from mbr_live.video import sources
 
 # The modules that crops and channels depend on; a change of one of them makes these anew.
 CROPPED_BY = (
-    "frame_rows.py",
     *(f"stages/{name}.py" for name in ("background", "blindness", "locate", "sampler")),
-    *(f"video/{name}.py" for name in ("segments", "sources")),
+    *(f"video/{name}.py" for name in ("decoding", "sources")),
 )
 CUT_BY = (*CROPPED_BY, "stages/silhouette.py")
 MEASURED_BY = (*CUT_BY, "stages/walls.py", "stages/kinematics.py")
@@ -89,7 +88,7 @@ def _make(engine: Engine | None, feature_dim: int, job: Cropping, far: Far) -> i
         if not (missing := job.files.missing()):
             return len(np.load(job.files.rows, allow_pickle=False))
         spec = job.spec
-        source = sources.JoinedFiles(spec.name, [sources.open_video(video) for video in video_files(spec, job.cache)])
+        source = sources.JoinedFiles(spec.name, [sources.VideoFile(video) for video in video_files(spec, job.cache)])
         total = source.estimated_frames
         far(0, total)
         frames = sources.sampled(source, spec.name)

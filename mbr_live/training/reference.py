@@ -81,7 +81,7 @@ def _sights(spec: RecordingSpec, window_px: int | None, cache: Path) -> dict[str
 
 
 def _look(name: str, videos: Sequence[Path], window_px: int | None) -> dict[str, Counts]:
-    source = sources.JoinedFiles(name, [sources.open_video(video) for video in videos])
+    source = sources.JoinedFiles(name, [sources.VideoFile(video) for video in videos])
     state, seen = locate.initial_state(), BlindState()
     sights: list[tuple[float, float]] = []
     for frame in islice(sources.sampled(source, name), LOOKED_AT_TICKS):

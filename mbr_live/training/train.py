@@ -48,7 +48,7 @@ from mbr_live.training.temporal import Calibrated, TemporalModel
 from mbr_live.training.validation import Validation
 from mbr_live.types import UNKNOWN, MbrError
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 THREADS = 2  # a fixed number, since sums in another order give other weights
 SMALL_THREADS = 1  # without a trunk there is too little to share: two would wait for each other
@@ -145,7 +145,7 @@ def _warn_of_what_is_not_shown(plan: Dataset, recordings: Sequence[Recording]) -
     taught = [recording.truth for recording in recordings if recording.split == "train"]
     for k, behaviour in enumerate(plan.behaviours):
         if plan.problems.empty_behaviour != "ignore" and not any(np.any(truth[:, k] == 1) for truth in taught):
-            log.warning(
+            _log.warning(
                 "Dataset %s: %s is shown in no recording that is trained on, so nothing can be learnt of it. Add one, "
                 "or leave the behaviour out.", plan.name, behaviour.name,
             )  # fmt: skip

@@ -16,8 +16,10 @@ from mbr_live.files import PART_SUFFIX
 from mbr_live.sinks.bouts import BOUTS_SUFFIX
 from mbr_live.sinks.run_manifest import RUN_SUFFIX, RunManifest, read_run
 from mbr_live.types import RATE_FPS, Frame, MbrError
+from mbr_live.video.journal import JOURNAL_SUFFIX
+from mbr_live.video.recording import Recording
 from mbr_live.video.segments import INDEX_SUFFIX, first_tick_of, read_index, segments_of
-from mbr_live.video.sources import JOURNAL_SUFFIX, JoinedFiles, Recording, VideoFile, sampled
+from mbr_live.video.sources import JoinedFiles, VideoFile, sampled
 
 CLIPS_FOLDER = "clips"
 

@@ -22,6 +22,7 @@ from av.video.stream import VideoStream
 from mbr_live.config import Recording
 from mbr_live.files import write_atomically
 from mbr_live.types import RATE_FPS, Frame, Image
+from mbr_live.video.journal import JOURNAL_SUFFIX, read_journal
 from mbr_live.video.segments import (
     INDEX_SUFFIX,
     Segment,
@@ -34,7 +35,6 @@ from mbr_live.video.segments import (
     segment_path,
     segments_of,
 )
-from mbr_live.video.sources import JOURNAL_SUFFIX, read_journal
 
 ROOM_EVERY_S = 1.0
 RESUME_FACTOR = 1.2  # times the least room: from here on recording goes on

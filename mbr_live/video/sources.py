@@ -7,13 +7,9 @@ wants it, so that the two of three frames that 10 fps sampling skips cost no con
 from __future__ import annotations
 
 import logging
-import sys
-from bisect import insort
-from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from fractions import Fraction
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
 from shlex import quote
 from statistics import median
@@ -24,18 +20,13 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from mbr_live.frame_rows import seek_row
 from mbr_live.stages.sampler import SamplerState, sample
-from mbr_live.types import RATE_FPS, Frame, Image, MbrError, SourceFrame
-from mbr_live.video.segments import first_tick_of, is_empty, is_part, segments_of
-
-JOURNAL_SUFFIX = ".frames.csv"
-JOURNAL_HEADER = "frame,source_frame,time_ns"
+from mbr_live.types import Frame, Image, MbrError, SourceFrame
+from mbr_live.video.decoding import Picture, decoded_frames, opened, shown_frames
 
 _NS = 1_000_000_000
 # Their durations count from time 0, wherever the first frame lies; those of other formats count from that frame.
 _DURATION_FROM_ZERO = ("matroska,webm", "avi", "asf", "nut")
-_REORDERED_FRAMES = 16  # so far from its place is no frame in H.264, and in older formats even less
 _LONGEST_GAP_NS = 7 * 24 * 3600 * _NS  # every tick of a gap has its row: a clock that was set by years fills a disk
 _SEEK_BEYOND_NS = 5 * _NS  # decoding on is quicker than a jump over less
 
@@ -59,7 +50,7 @@ class VideoFile:
         self.name = path.stem
         if not path.is_file():
             raise MbrError(f"{path}: there is no such file. Check the name, or the folder you are in.")
-        with _opened(path) as container:
+        with opened(path) as container:
             stream = container.streams.video[0]
             self.width_px, self.height_px = stream.width, stream.height
             self.declared_frames = stream.frames or None
@@ -77,7 +68,7 @@ class VideoFile:
         They are read without decoding, but for files that store no presentation times, or that begin with frames which
         no decoder gives, since what these refer to was cut away.
         """
-        with _opened(self.path) as container:
+        with opened(self.path) as container:
             stream = container.streams.video[0]
             packets = [packet for packet in container.demux(stream) if packet.size]
             time_base = stream.time_base or Fraction(1, _NS)
@@ -91,18 +82,18 @@ class VideoFile:
         return np.array([round((pts - times[0]) * time_base * _NS) for pts in times], np.int64)
 
     def _first_decoded_pts(self) -> int | None:
-        with _opened(self.path) as container:
-            return next((frame.pts for frame in _decoded(self.path, container)), None)
+        with opened(self.path) as container:
+            return next((frame.pts for frame in decoded_frames(self.path, container)), None)
 
     def __iter__(self) -> Iterator[SourceFrame]:
         count, first_pts, time_ns, last_s = 0, None, 0, 0.0
-        with _opened(self.path) as container:
+        with opened(self.path) as container:
             stream = container.streams.video[0]
             # One thread: slices and frame threads cost more CPU in all, and several files or cameras share the cores.
             stream.codec_context.thread_count = 1
             time_base = stream.time_base or Fraction(1, _NS)
             colours = VideoReformatter()  # one for all frames: making one costs as much as a conversion
-            for decoded in _decoded(self.path, container):
+            for decoded in decoded_frames(self.path, container):
                 if decoded.pts is None:
                     raise self._mistimed(f"frame {count} has no presentation time")
                 first_pts = decoded.pts if first_pts is None else first_pts
@@ -159,7 +150,7 @@ class VideoFile:
 
     def _last_packet_s(self) -> float:
         """The latest time of anything in the file, sound too."""
-        with _opened(self.path) as container:
+        with opened(self.path) as container:
             times = (packet.pts * packet.time_base for packet in container.demux() if packet.pts is not None)
             return float(max(times, default=0))
 
@@ -204,78 +195,6 @@ class JoinedFiles:
             start_ns += end_ns + _last_period_ns(times)
 
 
-class Recording:
-    """What a capture process recorded: its frame journal, and the lossless segments beside it.
-
-    The frames are those that were sampled live, so they keep the ticks, source frames and capture times of the
-    live session: `frames()` of a recording is what went over the wire.
-    """
-
-    def __init__(self, journal: Path) -> None:
-        """`journal` is `<camera>.frames.csv`; its segments are `<camera>.<first tick>.mkv` in the same folder."""
-        self.path = journal
-        self.name = journal.name.removesuffix(JOURNAL_SUFFIX)
-        self.segments = segments_of(journal.parent, self.name)
-        first, last = journal_ends(journal)
-        if first is None or last is None or all(map(is_empty, self.segments)):
-            lacking = "no frames in it" if first is None else "no pictures beside it"
-            raise MbrError(
-                f"{journal}: found {lacking}. Expected a session with pictures. Set record = 'lossless' for this "
-                "camera in the configuration of the live run."
-            )
-        self.origin_ns, self.last_index = first[2], last[0]
-
-    @property
-    def estimated_frames(self) -> int | None:
-        """Number of ticks of the session."""
-        return self.last_index + 1
-
-    def frames(self, camera: str, *, from_frame: int = 0, damaged: set[Path] | None = None) -> Iterator[Frame]:
-        """The recorded frames, with the ticks and times of the live session,
-        from the file that holds `from_frame` on.
-
-        A picture whose row the journal lost, as in a power cut, has no tick: it is left out, and that is said. MbrError
-        where a segment cannot be read; with `damaged`, that is said and noted there, what can be read goes on, and
-        segments that stand there already are left out.
-        """
-        begin = max(0, sum(first_tick_of(segment) <= from_frame for segment in self.segments) - 1)
-        ends = [*map(first_tick_of, self.segments[begin + 1 :]), sys.maxsize]
-        for segment, end in zip(self.segments[begin:], ends, strict=True):
-            if damaged is not None and segment in damaged:
-                continue
-            try:
-                yield from self._frames_of(segment, end, camera)
-            except MbrError as error:
-                if damaged is None:
-                    raise
-                damaged.add(segment)
-                _log.error("%s What cannot be read of it is left out.", error)
-
-    def _frames_of(self, segment: Path, end: int, camera: str) -> Iterator[Frame]:
-        """The frames of a segment: its pictures, and the rows of the journal from its first tick to before `end`."""
-        first = first_tick_of(segment)
-        rows = enumerate(takewhile(lambda row: row[0] < end, read_journal(self.path, from_frame=first)))
-        due = rowless = missing = 0
-        for number, pixels in _segment_pictures(segment):
-            missing += max(0, number - due)
-            due = number + 1
-            row = next((row for k, row in rows if k == number), None)
-            if row is None:
-                rowless += 1
-                continue
-            index, source_frame, time_ns = row
-            yield Frame(camera, index, source_frame, time_ns, self.origin_ns, pixels)
-        if rowless:
-            _log.warning("%s: its last %d pictures are left out: the journal has no rows of them", segment, rowless)
-        if missing:
-            _log.warning("%s: it is damaged: %d pictures in it are lost, and their ticks are gaps", segment, missing)
-
-
-def open_video(path: Path) -> VideoFile:
-    """The video file at `path`. MbrError when it is missing or not a video."""
-    return VideoFile(path)
-
-
 def pictures_at(path: Path, times_ns: Collection[int]) -> dict[int, Image]:
     """The pictures of a video file at these times since its first frame; a time that no frame has is left out.
 
@@ -284,13 +203,13 @@ def pictures_at(path: Path, times_ns: Collection[int]) -> dict[int, Image]:
     found: dict[int, Image] = {}
     wanted = sorted(times_ns)
     jumps = [k for k, time_ns in enumerate(wanted) if k == 0 or time_ns - wanted[k - 1] > _SEEK_BEYOND_NS]
-    with _opened(path) as container:
+    with opened(path) as container:
         stream = container.streams.video[0]
         time_base, colours = stream.time_base or Fraction(1, _NS), VideoReformatter()
-        first_pts = next((frame.pts for frame in _shown(container) if frame.pts is not None), 0)
+        first_pts = next((frame.pts for frame in shown_frames(container) if frame.pts is not None), 0)
         for begin, end in pairwise([*jumps, len(wanted)]):
             container.seek(first_pts + round(Fraction(wanted[begin], _NS) / time_base), stream=stream)
-            for decoded in _shown(container):
+            for decoded in shown_frames(container):
                 time_ns = round(((decoded.pts or 0) - first_pts) * time_base * _NS)
                 if time_ns in times_ns:
                     found[time_ns] = Picture(decoded, colours)()
@@ -306,115 +225,6 @@ def sampled(source: Source, camera: str) -> Iterator[Frame]:
         index, state = sample(frame.time_ns, state)
         if index is not None:
             yield Frame(camera, index, frame.number, frame.time_ns, state.origin_ns, frame.picture())
-
-
-JournalRow = tuple[int, int, int]
-"""Tick, source frame and capture time in ns of a frame that was sampled."""
-
-
-def read_journal(path: Path, *, from_frame: int = 0) -> Iterator[JournalRow]:
-    """The rows of a frame journal from a tick on, oldest first; a torn last line does not count."""
-    if not path.is_file():
-        raise MbrError(f"{path}: there is no such frame journal. Expected the {JOURNAL_SUFFIX} of a live session.")
-    with path.open("rb") as lines:
-        header = lines.readline().decode(errors="replace")
-        if header not in (JOURNAL_HEADER + "\n", ""):
-            raise MbrError(f"{path}: found the header {header[:60]!r}, expected {JOURNAL_HEADER!r}. Check the file.")
-        if from_frame:  # without what lies before: the journal of six weeks has 36 million rows
-            seek_row(lines, path, from_frame)
-        for line in lines:
-            if line.endswith(b"\n"):
-                yield _journal_row(path, line.decode(errors="replace"))
-
-
-def journal_ends(path: Path) -> tuple[JournalRow | None, JournalRow | None]:
-    """The first and the last row of a frame journal; None where it has no rows."""
-    first = next(read_journal(path), None)
-    if first is None:
-        return None, None
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 4096))
-        whole_lines = file.read().decode().split("\n")[:-1]
-    return first, _journal_row(path, whole_lines[-1])
-
-
-def _journal_row(path: Path, line: str) -> JournalRow:
-    try:
-        index, source_frame, time_ns = map(int, line.split(","))
-    except ValueError as error:
-        raise MbrError(f"{path}: the row {line.strip()!r} is not three whole numbers. Was the file edited?") from error
-    return index, source_frame, time_ns
-
-
-class Picture:
-    """Makes the RGB picture of a decoded frame when called, turned as players show it.
-
-    Some cameras are mounted on their side or upside down, and note that in the file.
-    """
-
-    __slots__ = ("colours", "decoded")
-
-    def __init__(self, decoded: av.VideoFrame, colours: VideoReformatter) -> None:
-        self.decoded, self.colours = decoded, colours
-
-    def __call__(self) -> Image:
-        # One thread: handing slices of a picture to others costs more than converting it.
-        pixels = self.colours.reformat(self.decoded, format="rgb24", threads=1).to_ndarray()
-        return np.ascontiguousarray(np.rot90(pixels, round(self.decoded.rotation / 90)))
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[av.container.InputContainer]:
-    try:
-        container = av.open(str(path))
-    except (av.FFmpegError, OSError) as error:
-        raise MbrError(
-            f"{path}: this is not a video that can be read ({error.strerror}). Expected a file such as .mp4, .mkv or "
-            ".avi that plays to its end. If it was copied from another machine, copy it again."
-        ) from error
-    with container:
-        if not container.streams.video:
-            found = " and ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-            raise MbrError(f"{path}: the file has no video stream, only {found}. Give the file that has the pictures.")
-        yield container
-
-
-def _shown(container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
-    """The frames, in the order in which they are shown, with the times at which they are.
-
-    AVI knows no times but the places of frames in the file, where those that refer to later ones come behind them. So
-    what decoders say are the right times, at the wrong frames.
-    """
-    frames = container.decode(video=0)
-    if not (container.format.name == "avi" and container.streams.video[0].codec_context.has_b_frames):
-        yield from frames
-        return
-    waiting: deque[av.VideoFrame] = deque()
-    times: list[int] = []
-
-    def first() -> av.VideoFrame:
-        frame = waiting.popleft()
-        frame.pts = times.pop(0) if times else None
-        return frame
-
-    for frame in frames:
-        waiting.append(frame)
-        if frame.pts is not None:
-            insort(times, frame.pts)
-        if len(waiting) > _REORDERED_FRAMES:
-            yield first()
-    while waiting:
-        yield first()
-
-
-def _decoded(path: Path, container: av.container.InputContainer) -> Iterator[av.VideoFrame]:
-    try:
-        yield from _shown(container)
-    except av.FFmpegError as error:
-        raise MbrError(
-            f"{path}: the video cannot be decoded further ({error.strerror}). The file is damaged or was "
-            "cut off while it was copied or recorded. Copy it again, or repair it with ffmpeg."
-        ) from error
 
 
 def _starts_s(container: av.container.InputContainer) -> float:
@@ -438,18 +248,3 @@ def _declared_end_s(container: av.container.InputContainer) -> float | None:
 def _last_period_ns(times_ns: list[int]) -> int:
     intervals = np.diff(np.asarray(times_ns, dtype=np.int64))
     return int(median(intervals.tolist())) if len(intervals) else 0
-
-
-def _segment_pictures(segment: Path) -> Iterator[tuple[int, Image]]:
-    """The pictures of one segment, numbered by their times, so that one that is damaged shifts no others.
-
-    The end of a segment that was cut off by a crash is simply its end, and one that was cut off before its first
-    picture has none.
-    """
-    if is_part(segment) and is_empty(segment):
-        return
-    colours = VideoReformatter()
-    with _opened(segment) as container:
-        for decoded in _decoded(segment, container):
-            if decoded.time is not None:
-                yield round(decoded.time * RATE_FPS), Picture(decoded, colours)()

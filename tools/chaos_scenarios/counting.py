@@ -14,7 +14,7 @@ from mbr_live.config import Config
 from mbr_live.sinks.label_log import LABELS_SUFFIX, LabelRow, read_labels
 from mbr_live.status import LabelMessage
 from mbr_live.types import Status
-from mbr_live.video.sources import JOURNAL_SUFFIX, read_journal
+from mbr_live.video.journal import JOURNAL_SUFFIX, read_journal
 
 Sent = Mapping[int, int]
 """Source frame by tick: what one camera took, or a scenario sent in its stead."""
